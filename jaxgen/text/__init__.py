@@ -1,0 +1,1 @@
+"""Text as numbers: word-level tokenizer and CLIP-shaped text encoder."""

@@ -1,0 +1,190 @@
+"""CLIP's text transformer at any size (Radford et al. 2021, arXiv 2103.00020, section 2.4).
+
+Parameters are named as in `transformers.CLIPTextModelWithProjection`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgen.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Shape of a text encoder."""
+
+    vocabulary: int = 0
+    """Number of token ids; 0: the tokenizer's."""
+    width: int = 128
+    """Channels of a token."""
+    layers: int = 2
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads; they divide the width."""
+    length: int = 16
+    """Most tokens a caption has, start and end among them."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """Of the MLP: x·sigmoid(1.702x), or the exact GELU."""
+    mlp: int = 4
+    """Hidden width of the MLP, in widths."""
+    projection: int = 0
+    """Channels of the pooled vector after a linear map; 0: no map."""
+    end_token: int = 3
+    """Id of the token that ends a caption: its output is the pooled vector."""
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise UserError(f"text width {self.width} is no multiple of its {self.heads} heads")
+
+
+CLIP_L = TextConfig(vocabulary=49408, width=768, layers=12, heads=12, length=77, end_token=49407)
+OPENCLIP_H = TextConfig(
+    vocabulary=49408,
+    width=1024,
+    layers=23,
+    heads=16,
+    length=77,
+    activation="gelu",
+    end_token=49407,
+)
+OPENCLIP_BIGG = TextConfig(
+    vocabulary=49408,
+    width=1280,
+    layers=32,
+    heads=20,
+    length=77,
+    activation="gelu",
+    projection=1280,
+    end_token=49407,
+)
+
+
+class TextFeatures(NamedTuple):
+    """What a text encoder says of captions."""
+
+    tokens: Float[Array, "b length width"]
+    """Output of the last block after the final norm."""
+    pooled: Float[Array, "b channels"]
+    """`tokens` at the first end token, projected where the config has a projection."""
+    hidden: Float[Array, "b length width"]
+    """Output of the last block but one, not normalised (what Stable Diffusion XL reads)."""
+    mask: Bool[Array, "b length"]
+    """True from the start token to the end token."""
+
+
+class TextEncoder(nn.Module):
+    """Causal pre-norm transformer over token ids.
+
+    The token table starts at zero and only the rows of words met in training ever leave it, so a
+    word that was never met says nothing: any two of them are the same to the encoder.
+    """
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, caption: Int[Array, "b length"]) -> TextFeatures:
+        """Encodes captions of at most `config.length` tokens, each with an end token.
+
+        Raises:
+            UserError: captions longer than the encoder's positions, or a vocabulary of 0.
+        """
+        config = self.config
+        length = caption.shape[1]
+        if length > config.length:
+            raise UserError(
+                f"captions have {length} tokens, the text encoder has {config.length} positions"
+            )
+        if not config.vocabulary:
+            raise UserError("text vocabulary is 0: set it to the tokenizer's size")
+        tokens = nn.Embed(
+            config.vocabulary,
+            config.width,
+            embedding_init=nn.initializers.zeros,
+            name="embeddings_token_embedding",
+        )(caption)
+        positions = nn.Embed(
+            config.length,
+            config.width,
+            embedding_init=nn.initializers.normal(0.01),
+            name="embeddings_position_embedding",
+        )(jnp.arange(length))
+        x = hidden = tokens + positions
+        for number in range(config.layers):
+            hidden = x
+            x = _Block(config, name=f"encoder_layers_{number}")(x)
+        tokens = _norm("final_layer_norm")(x)
+        end = jnp.argmax(caption == config.end_token, axis=1)
+        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
+        if config.projection:
+            pooled = _linear("text_projection", config.projection, config.width, bias=False)(pooled)
+        mask = jnp.arange(length) <= end[:, None]
+        return TextFeatures(tokens, pooled, hidden, mask)
+
+
+def clip_names(state: Mapping[str, T]) -> dict[str, T]:
+    """A CLIP text model's state with names as here and in transformers 5.
+
+    Older files say `text_model.` before each name, and some store the position indices.
+    """
+    return {
+        name.removeprefix("text_model."): value
+        for name, value in state.items()
+        if not name.endswith("position_ids")
+    }
+
+
+class _Block(nn.Module):
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b length width"]) -> Float[Array, "b length width"]:
+        x = x + _Attention(self.config, name="self_attn")(_norm("layer_norm1")(x))
+        return x + _MLP(self.config, name="mlp")(_norm("layer_norm2")(x))
+
+
+class _Attention(nn.Module):
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b length width"]) -> Float[Array, "b length width"]:
+        width, heads = self.config.width, self.config.heads
+        q, k, v = (
+            rearrange(_linear(name, width, width)(x), "b length (h d) -> b length h d", h=heads)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        x = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        x = rearrange(x, "b length h d -> b length (h d)")
+        return _linear("out_proj", width, 2 * width * self.config.layers)(x)
+
+
+class _MLP(nn.Module):
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b length width"]) -> Float[Array, "b length width"]:
+        width = self.config.width
+        x = _linear("fc1", self.config.mlp * width, 2 * width)(x)
+        if self.config.activation == "quick_gelu":
+            x = x * jax.nn.sigmoid(1.702 * x)
+        else:
+            x = jax.nn.gelu(x, approximate=False)
+        return _linear("fc2", width, 2 * width * self.config.layers)(x)
+
+
+def _linear(name: str, features: int, precision: int, bias: bool = True) -> nn.Dense:
+    """Dense layer whose weights start with variance 1/`precision`, as CLIP's do."""
+    init = nn.initializers.normal(precision**-0.5)
+    return nn.Dense(features, use_bias=bias, kernel_init=init, name=name)
+
+
+def _norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
