@@ -39,7 +39,7 @@ class UNetConfig:
     context_width: int = 256
     """Width of a caption's token vectors."""
     linear_projection: bool = True
-    """Transformers begin and end with a linear layer (SD 2, SDXL), else a 1x1 convolution (SD 1.5)."""
+    """Transformers project by linear layers (SD 2, SDXL), not by 1x1 convolutions (SD 1.5)."""
     groups: int = 32
     """Groups of every GroupNorm; must divide every width."""
     added_width: int = 0
