@@ -1,0 +1,1 @@
+"""Captioned pictures: where they come from and the batches made of them."""

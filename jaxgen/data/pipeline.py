@@ -1,0 +1,68 @@
+"""Batches: the n-th one is a function of the source, the seed and n, and of nothing else."""
+
+from collections.abc import Callable, Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Int32
+
+from jaxgen.data.source import Source
+from jaxgen.errors import UserError
+
+
+def batches(
+    source: Source,
+    encode: Callable[[Sequence[str]], Int32[np.ndarray, "n length"]],
+    *,
+    batch: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """An endless data set whose n-th element is this process's part of the n-th batch.
+
+    A batch has `image` uint8 [b, h, w, 3], `caption` int32 [b, length] and `label` int32 [b], with
+    b = batch / process_count. Every epoch visits every picture once, in an order of its own, and
+    draws one caption of each; batches run on across the end of an epoch. Row i of the whole batch
+    goes to process i // b, so that the processes' parts, joined in order, are what one process
+    alone would have read. `encode` turns all captions into token ids, once, here.
+
+    Raises `UserError` for an empty source, a `batch` that the processes cannot share equally, and
+    a `seed` outside 0 to 2**32 - 1.
+    """
+    if not len(source):
+        raise UserError(f"{source.name} has no pictures in its split {source.split!r}")
+    if batch < 1 or batch % process_count:
+        raise UserError(
+            f"a batch of {batch} pictures cannot be shared equally by {process_count} processes; "
+            f"use a positive multiple of {process_count}"
+        )
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed}: use 0 to {2**32 - 1}")
+
+    counts = [len(texts) for texts in source.captions]
+    first = np.cumsum([0, *counts])
+    tokens = encode([text for texts in source.captions for text in texts])
+
+    def read(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {
+            "image": source.images[index],
+            "caption": tokens[first[index] + rng.integers(counts[index])],
+            "label": source.label_ids[index],
+        }
+
+    rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(read)
+    return rows.batch(batch // process_count)[process_index::process_count]
+
+
+def iterate(dataset: grain.MapDataset, start: int = 0) -> grain.DatasetIterator:
+    """The batches from the `start`-th on, read ahead by a thread.
+
+    The position is the step: `get_state()` is a small JSON-able dict that says how many batches
+    were taken since batch 0, whatever was read ahead, and `set_state` goes exactly there.
+    """
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    iterator = iter(dataset.to_iter_dataset(options))
+    if start:
+        grain.experimental.set_next_index(iterator, start)
+    return iterator

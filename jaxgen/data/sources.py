@@ -1,0 +1,36 @@
+"""Data sets by name: `openmoji`, `imagefolder:PATH`, `tfds:NAME`."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxgen.data import catalogue, openmoji
+from jaxgen.data.source import Record, Source
+from jaxgen.errors import UserError
+
+__all__ = ["Record", "Source", "open_source"]
+
+NAMES = ("openmoji", "imagefolder:PATH", "tfds:NAME")
+
+
+def open_source(
+    name: str,
+    split: str,
+    size: int,
+    root: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Source:
+    """Opens one split of a data set, its pictures `size` pixels square, preparing it if need be.
+
+    Prepared data is kept under `root`. `progress(done, total)` is called while it is prepared.
+    Raises `UserError` for an unknown name or split, and for data that cannot be read.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "openmoji" and not rest:
+        builder = openmoji.prepare(root, size, progress)
+        return catalogue.read(builder, name, split, size)
+    if kind == "tfds" and rest:
+        return catalogue.open_tfds(rest, split, size, root)
+    near = difflib.get_close_matches(kind, [known.partition(":")[0] for known in NAMES], 1)
+    hint = f"; did you mean {near[0]}?" if near and near[0] != kind else ""
+    raise UserError(f"unknown data set {name!r}{hint} Known: {', '.join(NAMES)}")
