@@ -16,7 +16,7 @@ from jaxgen.diffusion.schedule import Schedule, per_image
 from jaxgen.errors import UserError
 
 Prediction = Literal["epsilon", "x0", "v", "flow", "edm"]
-Weighting = Literal["uniform", "min_snr", "edm"]
+Weight = Literal["uniform", "min_snr", "edm"]
 SIGMA_DATA = 0.5
 
 Images = Float[Array, "b ..."]
@@ -103,8 +103,8 @@ def to_epsilon(
     return (x_t - a * to_x0(kind, x_t, output, alpha, sigma)) / s
 
 
-def loss_weight(
-    weighting: Weighting, kind: Prediction, alpha: Levels, sigma: Levels, gamma: float = 5.0
+def weight(
+    weighting: Weight, kind: Prediction, alpha: Levels, sigma: Levels, gamma: float = 5.0
 ) -> Levels:
     """The factor of each image's squared error between the network's output and its target.
 

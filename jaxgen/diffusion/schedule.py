@@ -144,8 +144,8 @@ def per_image(level: Float[Array, "b"], x: Float[Array, "b ..."]) -> Float[Array
 def _levels(schedule: Schedule, xp: ModuleType, t: Any) -> tuple[Any, Any]:
     """(alpha, sigma) at t, computed by numpy or by jax.numpy."""
     if schedule.kind == "flow":
-        time = (t + 1) / schedule.timesteps
-        return 1 - time, time
+        # Not 1 - time: compiled, that leaves 5e-8 of the image at t = T-1.
+        return (schedule.timesteps - 1 - t) / schedule.timesteps, (t + 1) / schedule.timesteps
     if schedule.kind == "edm":
         low, high = EDM_SIGMA_MIN ** (1 / EDM_RHO), EDM_SIGMA_MAX ** (1 / EDM_RHO)
         sigma = (low + t / (schedule.timesteps - 1) * (high - low)) ** EDM_RHO
