@@ -1,6 +1,6 @@
 """CLIP's text transformer at any size (Radford et al. 2021, arXiv 2103.00020, section 2.4).
 
-Parameters are named as in `transformers.CLIPTextModelWithProjection`.
+Parameters are named as in `transformers.CLIPTextModelWithProjection`, up to `clip_names`.
 """
 
 import dataclasses
@@ -41,7 +41,12 @@ class TextConfig:
     end_token: int = 3
     """Id of the token that ends a caption: its output is the pooled vector."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "mlp"):
+            if getattr(self, name) < 1:
+                raise UserError(f"text encoder: {name} is {getattr(self, name)}, needs 1 or more")
+        if self.length < 3:
+            raise UserError(f"text length {self.length}: start, one word and end take 3 at least")
         if self.width % self.heads:
             raise UserError(f"text width {self.width} is no multiple of its {self.heads} heads")
 
@@ -85,7 +90,8 @@ class TextEncoder(nn.Module):
     """Causal pre-norm transformer over token ids.
 
     The token table starts at zero and only the rows of words met in training ever leave it, so a
-    word that was never met says nothing: any two of them are the same to the encoder.
+    word that was never met says nothing: any two of them are the same to the encoder. The other
+    weights start with the variances of CLIP's code.
     """
 
     config: TextConfig
@@ -125,18 +131,23 @@ class TextEncoder(nn.Module):
         end = jnp.argmax(caption == config.end_token, axis=1)
         pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
         if config.projection:
-            pooled = _linear("text_projection", config.projection, config.width, bias=False)(pooled)
+            pooled = _linear("text_projection", config.projection, 1 / config.width, bias=False)(
+                pooled
+            )
         mask = jnp.arange(length) <= end[:, None]
         return TextFeatures(tokens, pooled, hidden, mask)
 
 
 def clip_names(state: Mapping[str, T]) -> dict[str, T]:
-    """A CLIP text model's state with names as here and in transformers 5.
+    """A CLIP text model's state dict under the names that `params_from_torch` asks for here.
 
-    Older files say `text_model.` before each name, and some store the position indices.
+    transformers 5 dropped the `text_model.` before each name, and older files store the position
+    indices; both kinds are read.
     """
     return {
-        name.removeprefix("text_model."): value
+        name.removeprefix("text_model.")
+        .replace("encoder.layers.", "encoder_layers.")
+        .replace("embeddings.", "embeddings_"): value
         for name, value in state.items()
         if not name.endswith("position_ids")
     }
@@ -158,12 +169,12 @@ class _Attention(nn.Module):
     def __call__(self, x: Float[Array, "b length width"]) -> Float[Array, "b length width"]:
         width, heads = self.config.width, self.config.heads
         q, k, v = (
-            rearrange(_linear(name, width, width)(x), "b length (h d) -> b length h d", h=heads)
+            rearrange(_linear(name, width, 1 / width)(x), "b length (h d) -> b length h d", h=heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         x = jax.nn.dot_product_attention(q, k, v, is_causal=True)
         x = rearrange(x, "b length h d -> b length (h d)")
-        return _linear("out_proj", width, 2 * width * self.config.layers)(x)
+        return _linear("out_proj", width, 0.5 / (width * self.config.layers))(x)
 
 
 class _MLP(nn.Module):
@@ -172,17 +183,16 @@ class _MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b length width"]) -> Float[Array, "b length width"]:
         width = self.config.width
-        x = _linear("fc1", self.config.mlp * width, 2 * width)(x)
+        x = _linear("fc1", self.config.mlp * width, 0.5 / width)(x)
         if self.config.activation == "quick_gelu":
             x = x * jax.nn.sigmoid(1.702 * x)
         else:
             x = jax.nn.gelu(x, approximate=False)
-        return _linear("fc2", width, 2 * width * self.config.layers)(x)
+        return _linear("fc2", width, 0.5 / (width * self.config.layers))(x)
 
 
-def _linear(name: str, features: int, precision: int, bias: bool = True) -> nn.Dense:
-    """Dense layer whose weights start with variance 1/`precision`, as CLIP's do."""
-    init = nn.initializers.normal(precision**-0.5)
+def _linear(name: str, features: int, variance: float, bias: bool = True) -> nn.Dense:
+    init = nn.initializers.normal(variance**0.5)
     return nn.Dense(features, use_bias=bias, kernel_init=init, name=name)
 
 
