@@ -5,7 +5,8 @@ Text is brought to NFKC and lower case; a word is a run of letters, digits and t
 and everything else only separates words: "l'homme" is two words, and so is "red-haired".
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import wordfreq
@@ -37,8 +38,7 @@ def build(words: Iterable[str] = (), french: int = 50_000, english: int = 50_000
     ranked = wordfreq.top_n_list("fr", french)
     vocabulary |= {word: number for number, word in enumerate(ranked, len(SPECIAL))}
     tokenizer = _word_level(vocabulary)
-    # wordfreq's own words are in our normal form but for the few that split (pinned by a test).
-    for text in _chain(ranked, wordfreq.top_n_list("en", english), words):
+    for text in itertools.chain(ranked, wordfreq.top_n_list("en", english), words):
         for word in split(tokenizer, text):
             vocabulary.setdefault(word, len(vocabulary))
     return _word_level(vocabulary)
@@ -111,11 +111,6 @@ def _word_level(vocabulary: dict[str, int]) -> Tokenizer:
         special_tokens=[(SPECIAL[START], START), (SPECIAL[END], END)],
     )
     return tokenizer
-
-
-def _chain(*sources: Iterable[str]) -> Iterator[str]:
-    for source in sources:
-        yield from source
 
 
 def _unknown(tokenizer: Tokenizer, words: list[str], seen: Collection[int] | None) -> list[str]:
