@@ -1,18 +1,20 @@
 """Sets prepared by TensorFlow Datasets as ArrayRecord files, read without TensorFlow."""
 
+import contextlib
 import dataclasses
-import difflib
-import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
-from PIL import Image
+from tensorflow_datasets.core.naming import parse_builder_name_kwargs
+from tensorflow_datasets.core.read_only_builder import builder_from_files
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from jaxgen.data.source import Source, digest, in_memory, square
+from jaxgen.data.picture import UnreadableError, decode
+from jaxgen.data.source import Source, digest, fits_in_memory, suggestion
 from jaxgen.errors import UserError
 
 CAPTION_FEATURES = ("captions", "caption", "text", "texts", "title", "description")
@@ -25,22 +27,16 @@ def open_tfds(name: str, split: str, size: int, root: str | Path) -> Source:
 
     `name` is what `tfds.builder` takes, e.g. `mnist`, `coco_captions`, `cats_vs_dogs:4.0.1`.
     """
+    builder = _builder(name, root)
     try:
-        builder = tfds.builder(name, data_dir=str(root))
-    except DatasetNotFoundError as error:
-        plain = name.partition("/")[0].partition(":")[0]
-        near = difflib.get_close_matches(plain, tfds.list_builders(), 1)
-        hint = f"; did you mean tfds:{near[0]}?" if near else ""
-        raise UserError(f"no set {name!r} in the TFDS catalogue{hint}") from error
-    except Exception as error:
-        raise UserError(f"cannot open tfds:{name}: {_first_line(error)}") from error
-    try:
-        builder.download_and_prepare(file_format="array_record")
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
     # TFDS and the hosts of its sets fail in too many ways to list, and none is ours.
     except Exception as error:
         raise UserError(
-            f"cannot prepare tfds:{name} ({_first_line(error)}); prepare it on a machine with a "
-            f'network, with file_format="array_record", and copy it to {builder.data_dir}'
+            f"cannot prepare tfds:{name} ({_gist(error)}); {_REMEDY} {builder.data_dir}"
         ) from error
     return read(builder, f"tfds:{name}", split, size)
 
@@ -51,10 +47,9 @@ def read(builder: Any, name: str, split: str, size: int) -> Source:
     Captions are those of its text feature, or else the label's name.
     """
     features = builder.info.features
-    if split not in builder.info.splits:
+    if split.partition("[")[0] not in builder.info.splits:
         known = sorted(builder.info.splits)
-        near = difflib.get_close_matches(split, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = suggestion(split, known)
         raise UserError(f"{name} has no split {split!r}{hint} It has: {', '.join(known)}")
     image = _feature(features, ("image",), tfds.features.Image)
     if image is None:
@@ -65,18 +60,29 @@ def read(builder: Any, name: str, split: str, size: int) -> Source:
         raise UserError(f"{name} has neither captions nor labels to learn from")
     ident = _feature(features, ID_FEATURES, None)
 
-    rows = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    try:
+        rows = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise UserError(
+            f"{name} was prepared in a format without random access; remove {builder.data_dir}, or "
+            f"{_REMEDY} there"
+        ) from error
     labels = tuple(features[label].names) if label else ("all",)
     texts, numbers, ids = [], [], []
     for index in range(len(rows)):
         row = rows[index]
         numbers.append(int(row[label]) if label else 0)
         own = _texts(row[captions]) if captions else ()
+        if numbers[-1] < 0 and not own:
+            raise UserError(
+                f"{name}, split {split}: picture {index} has no label; use another split"
+            )
         texts.append(own or (labels[numbers[-1]],))
         ids.append(_text(row[ident]) if ident else f"{index:08d}")
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    images = in_memory(_Decoded(rows, image, size, tuple(order)), len(order), size)
-    if isinstance(images, np.ndarray):
+    images = _Decoded(name, rows, image, size, tuple(order))
+    if fits_in_memory(len(order), size):
+        images = np.stack([images[i] for i in range(len(order))])
         content = digest(images.tobytes())
     else:
         content = digest(repr((builder.info.full_name, builder.info.splits[split])).encode())
@@ -93,16 +99,42 @@ def read(builder: Any, name: str, split: str, size: int) -> Source:
     )
 
 
+_REMEDY = 'prepare it where that works, with file_format="array_record", and copy it to'
+
+
+def _builder(name: str, root: str | Path) -> Any:
+    plain = name.partition("/")[0].partition(":")[0]
+    try:
+        return tfds.builder(name, data_dir=str(root))
+    except DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        raise UserError(
+            f"no set {plain!r} in the TFDS catalogue{suggestion(plain, known)}"
+        ) from error
+    # Many builders cannot even be made without TensorFlow, but what they prepared can be read.
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            parsed, options = parse_builder_name_kwargs(name)
+            return builder_from_files(str(parsed), **options, data_dir=str(root))
+        raise UserError(
+            f"cannot open tfds:{name} ({_gist(error)}); {_REMEDY} {Path(root) / plain}"
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class _Decoded:
+    name: str
     rows: Any
     feature: str
     size: int
     order: tuple[int, ...]
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
-        encoded = self.rows[self.order[index]][self.feature]
-        return square(Image.open(io.BytesIO(encoded)).convert("RGB"), self.size)
+        row = self.order[index]
+        try:
+            return decode(self.rows[row][self.feature], self.size)
+        except UnreadableError as error:
+            raise UserError(f"{self.name}: picture {row} cannot be decoded: {error}") from error
 
 
 def _feature(features: Any, names: tuple[str, ...], kind: type | None) -> str | None:
@@ -125,6 +157,6 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+def _gist(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip(" *")]
+    return textwrap.shorten(lines[0], 200) if lines else type(error).__name__

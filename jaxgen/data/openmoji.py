@@ -153,17 +153,21 @@ def prepare(
     """
     if not 8 <= size <= 1024:
         raise UserError(f"image size {size}: openmoji is drawn at 8 to 1024 pixels")
+    config = Openmoji.builder_configs.get(f"{size}px", OpenmojiConfig(size))
+    make = functools.partial(Openmoji, data_dir=str(root), config=config)
+    builder = make()
+    builder.progress = progress
+    tfds.disable_progress_bar()
     try:
-        config = Openmoji.builder_configs.get(f"{size}px", OpenmojiConfig(size))
-        builder = Openmoji(data_dir=str(root), config=config)
-        builder.progress = progress
-        tfds.disable_progress_bar()
         builder.download_and_prepare(
             file_format="array_record",
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     except OSError as error:
-        raise UserError(f"cannot write the openmoji pictures under {root}: {error}") from error
+        builder = make()
+        # Another process may have been quicker.
+        if not builder.is_prepared():
+            raise UserError(f"cannot write the openmoji pictures under {root}: {error}") from error
     return builder
 
 
@@ -195,11 +199,11 @@ def draw(code: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
 
 def _art_side(svg: str) -> int:
-    # Half the units' resolution is enough to measure; the pixel that is touched counts whole.
+    # Half the units' resolution is enough, but so small resvg may miss an edge: one unit to spare.
     alpha = _render(svg, WHOLE_SIDE // 2)[..., 3]
     distance = np.abs(np.arange(WHOLE_SIDE // 2) + 0.5 - WHOLE_SIDE / 4) + 0.5
     touched = np.maximum(alpha.any(0) * distance, alpha.any(1) * distance)
-    return int(np.clip(4 * touched.max(), SMALLEST_SIDE, WHOLE_SIDE))
+    return int(np.clip(4 * touched.max() + 2, SMALLEST_SIDE, WHOLE_SIDE))
 
 
 def _render(svg: str, size: int, background: str | None = None) -> UInt8[np.ndarray, "size size 4"]:

@@ -1,14 +1,14 @@
 """What every set of captioned pictures looks like once it is open."""
 
 import dataclasses
+import difflib
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image
 
 # Sets whose pixels take less than this are decoded once and kept in memory.
 IN_MEMORY_BYTES = 1_000_000_000
@@ -85,21 +85,12 @@ def digest(*chunks: bytes) -> str:
     return state.hexdigest()[:16]
 
 
-def square(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The largest centred square of an RGB picture, resized to `size` with antialiasing."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side != size:
-        # A box filter first, to within a factor of three, then Lanczos: fast and faithful.
-        image = image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
-    elif image.size != (size, size):
-        image = image.crop(box)
-    return np.asarray(image)
+def fits_in_memory(count: int, size: int) -> bool:
+    """Whether that many square pictures are few enough to be kept decoded."""
+    return count * size * size * 3 < IN_MEMORY_BYTES
 
 
-def in_memory(images: Sequence[np.ndarray] | Images, count: int, size: int) -> Images:
-    """The same pictures, decoded now into one array where they are few enough."""
-    if count * size * size * 3 >= IN_MEMORY_BYTES:
-        return images
-    return np.stack([images[i] for i in range(count)])
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """What to add to the news that `word` is not known: the nearest that is, or a full stop."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else "."

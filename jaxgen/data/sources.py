@@ -1,11 +1,10 @@
 """Data sets by name: `openmoji`, `imagefolder:PATH`, `tfds:NAME`."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxgen.data import catalogue, openmoji
-from jaxgen.data.source import Record, Source
+from jaxgen.data import catalogue, imagefolder, openmoji
+from jaxgen.data.source import Record, Source, suggestion
 from jaxgen.errors import UserError
 
 __all__ = ["Record", "Source", "open_source"]
@@ -29,8 +28,9 @@ def open_source(
     if kind == "openmoji" and not rest:
         builder = openmoji.prepare(root, size, progress)
         return catalogue.read(builder, name, split, size)
+    if kind == "imagefolder" and rest:
+        return imagefolder.read(rest, split, size, root, progress)
     if kind == "tfds" and rest:
         return catalogue.open_tfds(rest, split, size, root)
-    near = difflib.get_close_matches(kind, [known.partition(":")[0] for known in NAMES], 1)
-    hint = f"; did you mean {near[0]}?" if near and near[0] != kind else ""
+    hint = suggestion(name.partition(":")[0], [known.partition(":")[0] for known in NAMES])
     raise UserError(f"unknown data set {name!r}{hint} Known: {', '.join(NAMES)}")

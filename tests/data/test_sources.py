@@ -1,0 +1,140 @@
+"""Sets of the TFDS catalogue, read without TensorFlow, and the names of sources."""
+
+import io
+import sys
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxgen.data import source
+from jaxgen.data.sources import open_source
+from jaxgen.errors import UserError
+
+
+class JaxgenTiny(tfds.core.GeneratorBasedBuilder):
+    """Twelve grey squares, the lightness of each its number, 20 x 12 pixels."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    FEATURES: ClassVar = {
+        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(names=["even", "odd"]),
+    }
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(self.FEATURES)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(12), "validation": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            file = io.BytesIO()
+            Image.new("RGB", (20, 12), (20 * i,) * 3).save(file, "PNG")
+            row = {
+                "image": file.getvalue(),
+                "label": i % 2,
+                "caption": f"été {i}",
+                "id": f"{99 - i}",
+            }
+            yield i, {key: value for key, value in row.items() if key in self.FEATURES}
+
+
+class JaxgenTinyCaptioned(JaxgenTiny):
+    """The same with captions and ids."""
+
+    FEATURES: ClassVar = {
+        **JaxgenTiny.FEATURES,
+        "caption": tfds.features.Text(),
+        "id": tfds.features.Text(),
+    }
+
+
+class JaxgenTinyBlind(JaxgenTiny):
+    """No pictures."""
+
+    FEATURES: ClassVar = {"label": tfds.features.ClassLabel(names=["even", "odd"])}
+
+
+class JaxgenTinyOffline(JaxgenTiny):
+    """Its host cannot be reached."""
+
+    def _split_generators(self, dl_manager):
+        raise ConnectionError("no route to host\nsecond line")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("root")
+
+
+def test_a_set_with_labels(root):
+    found = open_source("tfds:jaxgen_tiny", "train", 8, root)
+    assert len(found) == 12
+    assert found.labels == ("even", "odd")
+    for record in found:
+        number = int(record.image[0, 0, 0]) // 20
+        assert record.image.shape == (8, 8, 3)
+        assert (record.image == 20 * number).all()
+        assert record.label == number % 2
+        assert record.captions == (("even", "odd")[number % 2],)
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_set_with_captions_is_sorted_by_id(root):
+    found = open_source("tfds:jaxgen_tiny_captioned", "train", 8, root)
+    assert list(found.ids) == [str(88 + i) for i in range(12)]
+    assert found[0].captions == ("été 11",)
+    assert (found[0].image == 220).all()
+
+
+def test_a_set_too_large_for_memory_is_decoded_on_access(root, monkeypatch):
+    kept = open_source("tfds:jaxgen_tiny_captioned", "train", 8, root)
+    monkeypatch.setattr(source, "IN_MEMORY_BYTES", 100)
+    lazy = open_source("tfds:jaxgen_tiny_captioned", "train", 8, root)
+    assert not isinstance(lazy.images, np.ndarray)
+    for i in range(12):
+        np.testing.assert_array_equal(lazy[i].image, kept[i].image)
+
+
+def test_parts_of_a_split(root):
+    assert len(open_source("tfds:jaxgen_tiny", "train[:25%]", 8, root)) == 3
+
+
+def test_fingerprints(root):
+    prints = {
+        open_source(f"tfds:{name}", split, size, root).fingerprint
+        for name in ("jaxgen_tiny", "jaxgen_tiny_captioned")
+        for split in ("train", "validation")
+        for size in (8, 12)
+    }
+    assert len(prints) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        (
+            "opnmoji",
+            "train",
+            r"unknown data set 'opnmoji'; did you mean openmoji\? Known: openmoji",
+        ),
+        ("imagefolder", "train", "unknown data set 'imagefolder'.* imagefolder:PATH"),
+        ("tfds:mnst", "train", r"no set 'mnst' in the TFDS catalogue; did you mean mnist\?"),
+        ("tfds:a/b:c:d", "train", "cannot open tfds:a/b:c:d"),
+        ("tfds:jaxgen_tiny", "tran", r"no split 'tran'; did you mean train\? .*train, validation"),
+        ("tfds:jaxgen_tiny_blind", "train", "has no image feature; its features are label"),
+        (
+            "tfds:jaxgen_tiny_offline",
+            "train",
+            r"cannot prepare .* \(no route to host\); prepare it",
+        ),
+    ],
+)
+def test_bad_names(root, name, split, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(name, split, 8, root)
+    assert "\n" not in str(caught.value)
