@@ -1,7 +1,8 @@
 """Pixels are uint8 RGB, 0 to 255, in files and batches, and float32 in [-1, 1] in networks."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 
 def to_unit(image: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
@@ -12,3 +13,11 @@ def to_unit(image: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
 def to_uint8(image: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
     """Network pixels in [-1, 1] (values outside are clipped) as file pixels, uint8, rounded."""
     return jnp.round((jnp.clip(image, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def mirrored(
+    key: PRNGKeyArray, image: Float[Array, "b h w c"], share: float = 0.5
+) -> Float[Array, "b h w c"]:
+    """Images of which a `share`, drawn one by one, is mirrored left to right."""
+    mirror = jax.random.bernoulli(key, share, (len(image), 1, 1, 1))
+    return jnp.where(mirror, image[:, :, ::-1], image)

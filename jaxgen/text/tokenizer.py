@@ -22,7 +22,7 @@ SPECIAL = ("<padding>", "<unknown>", "<start>", "<end>")
 _WORD = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}&&[^\x{FE00}-\x{FE0F}\x{20E3}]]*"
 
 
-def build(words: Iterable[str] = (), french: int = 50_000, english: int = 50_000) -> Tokenizer:
+def build(words: Iterable[str] = (), french: int = 50_000, english: int = 20_000) -> Tokenizer:
     """Word-level tokenizer over French, then English, then the data set's own words.
 
     The French word of rank r (from 0, `wordfreq`'s order) has id 4 + r, without exception. Of

@@ -1,0 +1,250 @@
+"""What every experiment has: frozen dataclasses, found by name, overridden field by field.
+
+A config file is Python and binds `config` to an instance of a method's own subclass of
+`Experiment`. It says only what differs from the defaults.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+from pydantic import TypeAdapter, ValidationError
+
+from jaxgen.errors import UserError
+
+E = TypeVar("E", bound="Experiment")
+O = TypeVar("O")  # noqa: E741
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    name: str = "openmoji"
+    """openmoji, imagefolder:PATH, or tfds:NAME."""
+    root: str = "data"
+    """Folder where prepared data sets are kept."""
+    size: int = 32
+    """Side of the square images, in pixels."""
+    flip: bool = False
+    """Mirror half of the images, on the device (not where left and right differ)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW under a warm-up and a decay."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    warmup: int = 100
+    """Steps of linear warm-up from 0."""
+    decay: Literal["constant", "cosine"] = "cosine"
+    """Course of the learning rate after the warm-up; cosine ends at a hundredth of the peak."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.99
+    """Decay of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    steps: int = 1000
+    """Train steps in all."""
+    batch: int = 64
+    """Images per step, over all devices and hosts."""
+    ema: float = 0.998
+    """Decay of the moving average of the weights, warmed up as (1 + step) / (10 + step)."""
+    log_every: int = 20
+    """Steps between two lines of the metrics log."""
+    sample_every: int = 500
+    """Steps between two sample grids; 0: none."""
+    checkpoint_every: int = 250
+    """Steps between two checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices in two axes; -1 takes what is left."""
+
+    data: int = -1
+    """Devices along which the batch alone is split."""
+    fsdp: int = 1
+    """Devices along which parameters are split too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What every method's config starts with."""
+
+    name: str = "unnamed"
+    """Name of the run: its folder is WORKDIR/NAME."""
+    workdir: str = "runs"
+    """Folder of run folders."""
+    seed: int = 0
+    """Seed of everything random: weights, order of the data, noise."""
+    data: Data = Data()
+    train: Train = Train()
+    optimizer: Optimizer = Optimizer()
+    mesh: Mesh = Mesh()
+    shown: tuple[str, ...] = ()
+    """Captions of the sample grids; none: a dozen of the data's."""
+
+    @property
+    def caption_length(self) -> int:
+        """Token ids of a caption, start and end among them."""
+        return 16
+
+    def resolved(self, vocabulary: int, classes: int) -> "Experiment":
+        """The config with what only the data and the tokenizer know filled in."""
+        del vocabulary, classes
+        return self
+
+    def roles(self) -> dict[str, str]:
+        """The frozen networks that the method needs, by role: each a name or path from the user."""
+        return {}
+
+    def stage(self, role: str) -> "Experiment":
+        """The config that trains the network of a role which is to be trained first."""
+        raise UserError(f"{self.name} trains nothing for the role {role!r}")
+
+    def accept(self, role: str, other: "Experiment", where: str) -> None:
+        """Raises UserError where `other`, found at `where`, does not fit the role."""
+
+    def check(self) -> None:
+        """Raises UserError where fields are impossible; methods add their own checks."""
+        positive = {
+            "data.size": self.data.size,
+            "train.steps": self.train.steps,
+            "train.batch": self.train.batch,
+            "train.log-every": self.train.log_every,
+            "train.checkpoint-every": self.train.checkpoint_every,
+            "optimizer.learning-rate": self.optimizer.learning_rate,
+        }
+        for field, value in positive.items():
+            if value <= 0:
+                raise UserError(f"--{field} is {value}; give a number above 0")
+        if not 0.0 <= self.train.ema < 1.0:
+            raise UserError(f"--train.ema is {self.train.ema}; give a number in [0, 1)")
+        if not re.fullmatch(r"[\w.-]+", self.name) or set(self.name) == {"."}:
+            raise UserError(
+                f"--name {self.name!r} cannot name a folder; use letters, digits, - _ ."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.workdir) / self.name
+
+
+def known() -> list[str]:
+    """Names of the configs that come with jaxgen."""
+    return sorted(path.stem for path in _folder().glob("*.py"))
+
+
+def load(name: str) -> Experiment:
+    """The config called `name` in configs/, or in the file at the path `name`."""
+    path = Path(name) if name.endswith(".py") else _folder() / f"{name}.py"
+    if not path.is_file():
+        near = difflib.get_close_matches(name, known(), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"no config {name!r}{hint} Known: {', '.join(known())}, or a path to a .py")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's program: whatever it raises is its fault
+        raise UserError(f"config {path} does not run: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Experiment):
+        raise UserError(f"config {path} binds no `config` to a method's config")
+    return config
+
+
+def parse(config: O, arguments: Sequence[str], prog: str) -> O:
+    """A dataclass with overrides such as --optimizer.learning-rate 3e-4, checked by its `check`.
+
+    Raises UserError for an unknown option (naming the nearest) or a value of the wrong type.
+    """
+    _refuse_unknown(config, arguments)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = tyro.cli(type(config), default=config, args=list(arguments), prog=prog)
+    except SystemExit as stop:
+        if stop.code:
+            raise UserError(_one_line(said.getvalue())) from None
+        raise
+    parsed.check()  # pyright: ignore[reportAttributeAccessIssue]
+    return parsed
+
+
+def to_json(config: Experiment) -> str:
+    """The whole config as JSON, with the method's name under `method`."""
+    values = dataclasses.asdict(config)
+    return TypeAdapter(dict[str, Any]).dump_json(values, indent=2).decode()
+
+
+def from_json(kind: type[E], text: str | bytes, where: str) -> E:
+    """The config that `to_json` wrote; UserError names `where` and the field that does not fit."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where} is no {kind.__name__} config: {field}: {first['msg']}") from None
+
+
+def differences(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Dotted field names at which two configs differ, with both values."""
+    flat_a, flat_b = dict(_flatten(a)), dict(_flatten(b))
+    return {
+        field: (flat_a.get(field), flat_b.get(field))
+        for field in {**flat_a, **flat_b}
+        if flat_a.get(field) != flat_b.get(field)
+    }
+
+
+def _folder() -> Path:
+    inside = Path(__file__).parent / "configs"  # in an installed wheel
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def _flatten(value: Any, prefix: str = ""):
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            yield from _flatten(item, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", item
+
+
+def _refuse_unknown(config: Any, arguments: Sequence[str]) -> None:
+    options = {"help", "config"}
+    for field, value in _flatten(config):
+        name = field.replace("_", "-")
+        head, _, last = name.rpartition(".")
+        options |= {name} | (
+            {f"{head}.no-{last}".lstrip(".")} if isinstance(value, bool) else set()
+        )
+    for argument in arguments:
+        if not argument.startswith("--"):
+            continue
+        name = argument[2:].split("=")[0].replace("_", "-")
+        if name not in options:
+            near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+            hint = f"did you mean --{near[0]}?" if near else "see --help"
+            raise UserError(f"unknown option --{name}; {hint}")
+
+
+def _one_line(box: str) -> str:
+    text = re.sub(r"[╭╮╰╯│─]+", " ", box)
+    text = re.sub(r"Parsing error|For full helptext.*", " ", text)
+    return " ".join(text.split()) or "the command line cannot be read; see --help"

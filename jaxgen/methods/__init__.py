@@ -1,0 +1,32 @@
+"""Methods: each file is a config class and a few pure functions over one State.
+
+init(config, frozen, key)                       -> State
+train_step(config, state, frozen, batch)        -> (State, Metrics)
+weights(config, state, frozen)                  -> what sampling needs
+sample(config, weights, key, caption, sampler)  -> uint8 images
+"""
+
+import importlib
+from types import ModuleType
+
+from jaxgen.config import Experiment
+from jaxgen.errors import UserError
+
+NAMES = ("add", "classifier", "diffusion")
+
+
+def of(config: Experiment) -> ModuleType:
+    """The module of the functions that belong to a config."""
+    return importlib.import_module(type(config).__module__)
+
+
+def name(config: Experiment) -> str:
+    """The method's name, under which its config is saved."""
+    return type(config).__module__.rpartition(".")[2]
+
+
+def kind(name: str) -> type[Experiment]:
+    """The config class of the method called `name`."""
+    if name not in NAMES:
+        raise UserError(f"unknown method {name!r}; known: {', '.join(NAMES)}")
+    return getattr(importlib.import_module(f"jaxgen.methods.{name}"), name.capitalize())

@@ -1,0 +1,394 @@
+"""Adversarial diffusion distillation: a one-step student of an iterative teacher.
+
+Sauer et al. 2023 (arXiv 2311.17042). Three players: the student, a diffusion network that starts
+from the teacher's weights; the teacher, frozen; the judge, trainable heads on a frozen feature
+network. The text encoder is the teacher's, frozen. Distances are means over pixels, logits means
+over tokens, so that neither weight depends on the size of the image.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxgen import config as configs
+from jaxgen import optimizer
+from jaxgen.config import Experiment, Optimizer
+from jaxgen.diffusion import denoiser
+from jaxgen.diffusion import sampler as sampling
+from jaxgen.diffusion import schedule as schedules
+from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.diffusion.schedule import per_image
+from jaxgen.errors import UserError
+from jaxgen.methods.text_to_image import TextToImage, check_sampler, sample, seen_words
+from jaxgen.models import judge as judges
+from jaxgen.models.augment import diffaug
+from jaxgen.models.efficientnet import EfficientNetLite0
+from jaxgen.models.judge import Judge, JudgeConfig
+from jaxgen.pixels import mirrored, to_unit
+from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.text.encoder import TextFeatures
+
+Images = Float[Array, "b h w c"]
+__all__ = ["check_sampler", "sample", "seen_words"]  # shared functions of this method
+
+Weighting = Literal["exponential", "sds", "nfsd"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Add(TextToImage):
+    teacher: str = "shipped"
+    """shipped (trained weights that come with jaxgen), train (train them first), the name of a
+    config to train, or a folder of weights such as a finished run."""
+    teacher_config: str = "diffusion"
+    """The config that trains the teacher, and by which the shipped one was trained."""
+    teacher_train_steps: int = 0
+    """Train steps of a teacher that is trained first; 0: what its config says."""
+    judge: JudgeConfig = JudgeConfig()
+    judge_optimizer: Optimizer = Optimizer(learning_rate=1e-3, b1=0.0, b2=0.99, clip=10.0)
+    initialise: Literal["teacher", "random"] = "teacher"
+    """Where the student's weights come from (section 3.1: from random ones it fails)."""
+    student_steps: int = 4
+    """N: the student is trained at N timesteps, the last of which is pure noise."""
+    spacing: Literal["trailing", "turbo"] = "trailing"
+    """Which timesteps those are: 999, 749, 499, 249, or Stability's 999, 899, 799, 699."""
+    adversarial: float = 1.0
+    """Weight of the judge's verdict in the student's loss; 0 trains by distillation alone."""
+    distillation: float = 2.5
+    """λ, the weight of the distance to the teacher; 0 trains by the judge alone."""
+    weighting: Weighting = "exponential"
+    """c(t): exponential α_t; sds; or nfsd, noise-free score distillation."""
+    teacher_steps: int = 1
+    """Steps that the teacher takes from the noised student output to its prediction."""
+    teacher_guidance: float = 1.0
+    """Guidance of the teacher's prediction; of its conditional part with nfsd."""
+    r1: float = 1e-5
+    """γ, the weight of the gradient penalty on the features of real images."""
+
+    def roles(self) -> dict[str, str]:
+        return {"teacher": self.teacher, "features": self.judge.features}
+
+    def stage(self, role: str) -> Experiment:
+        config: Any = configs.load(self.teacher_config)
+        train = config.train
+        if self.teacher_train_steps:
+            train = dataclasses.replace(train, steps=self.teacher_train_steps)
+        return dataclasses.replace(
+            config, data=self.data, model=self.model, train=train, seed=self.seed, mesh=self.mesh
+        )
+
+    def accept(self, role: str, other: Any, where: str) -> None:
+        if role != "teacher":
+            return
+        if not isinstance(getattr(other, "model", None), Denoiser):
+            raise UserError(f"--teacher {where} is no diffusion model but {other.name!r}")
+        mine = dataclasses.replace(
+            self.model, text=dataclasses.replace(self.model.text, vocabulary=0)
+        )
+        its = dataclasses.replace(
+            other.model, text=dataclasses.replace(other.model.text, vocabulary=0)
+        )
+        unlike = {"data.size": (self.data.size, other.data.size)}
+        for field in dataclasses.fields(mine):
+            unlike[f"model.{field.name}"] = (getattr(mine, field.name), getattr(its, field.name))
+        for name, (a, b) in unlike.items():
+            if a != b:
+                raise UserError(f"the student's {name} is {a}, that of the teacher {where} is {b}")
+
+    def check(self) -> None:
+        super().check()
+        sampling.check(_student_sampler(self, self.student_steps), self.model.schedule)
+        if self.teacher_steps < 1:
+            raise UserError(f"--teacher-steps is {self.teacher_steps}; give 1 or more")
+        if self.adversarial == self.distillation == 0:
+            raise UserError("--adversarial and --distillation are both 0; nothing would be learnt")
+
+
+def frozen(config: Add, filled: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's two networks and the judge's eyes, from the networks found for the roles."""
+    teacher = filled["teacher"].weights
+    return {"teacher": teacher["unet"], "text": teacher["text"], "eyes": filled["features"]}
+
+
+def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
+    """A fresh state: the student from the teacher's weights, the judge's heads at random."""
+    student_key, judge_key = jax.random.split(key)
+    student = jax.tree.map(jnp.copy, frozen["teacher"])
+    if config.initialise == "random":
+        student = denoiser.init(config.model, config.data.size, student_key)["unet"]
+    image = jnp.zeros((2, config.data.size, config.data.size, config.model.unet.channels))
+    caption = jnp.zeros((2, config.model.text.length), jnp.int32)
+    features, c_img = look(config, frozen["eyes"], image)
+    c_text = denoiser.encode(config.model, frozen["text"], caption).pooled
+    judge = Judge(config.judge).init(judge_key, features, *_conditions(config, c_text, c_img))
+    params = {"student": student, "judge": judge["params"]}
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema={"student": jax.tree.map(jnp.copy, student)},
+        opt_state={name: _optimizers(config)[name].init(params[name]) for name in params},
+    )
+
+
+def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
+    """One update of the judge, then one of the student against the updated judge.
+
+    The student and the feature network each run forward once; both updates use what came out.
+    """
+
+    def random(name: str) -> PRNGKeyArray:
+        return stream(config.seed, state.step, name)
+
+    x0 = to_unit(batch["image"])
+    if config.data.flip:
+        x0 = mirrored(random("flip"), x0)
+    text = jax.lax.stop_gradient(denoiser.encode(config.model, frozen["text"], batch["caption"]))
+
+    s = student_timesteps(config, random("student timestep"), len(x0))
+    x_s = student_input(config, x0, jax.random.normal(random("student noise"), x0.shape), s)
+
+    def student(unet: Any) -> Images:
+        return denoiser.predict_x0(config.model, unet, x_s, s, text)
+
+    fake, student_vjp = jax.vjp(student, state.params["student"])
+
+    # The judge: hinge on real and fake, and R1 (eq. 3).
+    augment_real, augment_fake = random("augment real"), random("augment fake")
+
+    def seen(key: PRNGKeyArray, image: Images) -> list[Float[Array, "b n c"]]:
+        return look(config, frozen["eyes"], diffaug(key, image, config.judge.augment))[0]
+
+    real_features = seen(augment_real, x0)
+    fake_features, eyes_vjp = jax.vjp(lambda image: seen(augment_fake, image), fake)
+    conditions = _conditions(config, text.pooled, look(config, frozen["eyes"], x0)[1])
+
+    def judge_loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
+        return loss_of_judge(config, params, real_features, fake_features, conditions)
+
+    optimizers = _optimizers(config)
+    (_, judged), judge_gradient = jax.value_and_grad(judge_loss, has_aux=True)(
+        state.params["judge"]
+    )
+    judge, judge_opt, judge_norm = optimizer.apply(
+        optimizers["judge"], judge_gradient, state.opt_state["judge"], state.params["judge"]
+    )
+
+    # The student: the judge's verdict and the distance to the teacher (eq. 1).
+    def adversarial(features: list[Float[Array, "b n c"]]) -> Float[Array, ""]:
+        logits = Judge(config.judge).apply({"params": judge}, features, *conditions)
+        return judges.generator_loss(logits)
+
+    verdict, features_gradient = jax.value_and_grad(adversarial)(fake_features)
+    (verdict_gradient,) = eyes_vjp(features_gradient)
+
+    t = teacher_timesteps(config, random("teacher timestep"), len(x0))
+    noise = jax.random.normal(random("teacher noise"), x0.shape)
+    target = teacher_target(config, frozen, fake, noise, t, text)
+
+    def distance(fake: Images) -> Float[Array, ""]:
+        return distillation_loss(config, fake, target, t)
+
+    distilled, distance_gradient = jax.value_and_grad(distance)(fake)
+    (gradient,) = student_vjp(
+        config.adversarial * verdict_gradient + config.distillation * distance_gradient
+    )
+    student_params, student_opt, student_norm = optimizer.apply(
+        optimizers["student"], gradient, state.opt_state["student"], state.params["student"]
+    )
+
+    ema = moving_average(state.ema, {"student": student_params}, config.train.ema, state.step)
+    return State(
+        step=state.step + 1,
+        params={"student": student_params, "judge": judge},
+        ema=ema,
+        opt_state={"student": student_opt, "judge": judge_opt},
+    ), {
+        "loss": config.adversarial * verdict + config.distillation * distilled,
+        "adversarial": verdict,
+        "distillation": distilled,
+        **judged,
+        "student_gradient": student_norm,
+        "judge_gradient": judge_norm,
+    }
+
+
+def student_timesteps(config: Add, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
+    """s, uniform over the student's N timesteps τ."""
+    taus = sampling.timesteps(_student_sampler(config, config.student_steps), config.model.schedule)
+    return jax.random.choice(key, jnp.asarray(taus, jnp.float32), (count,))
+
+
+def student_input(config: Add, x0: Images, eps: Images, s: Float[Array, " b"]) -> Images:
+    """x_s = α_s·x0 + σ_s·ε; at the last timestep nothing but noise, whatever the schedule."""
+    return schedules.add_noise(config.model.schedule, x0, eps, s, pure_terminal=True)
+
+
+def teacher_timesteps(config: Add, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
+    """t, uniform over all timesteps."""
+    return jax.random.randint(key, (count,), 0, config.model.schedule.timesteps).astype(jnp.float32)
+
+
+def teacher_target(
+    config: Add,
+    frozen: Any,
+    fake: Images,
+    eps: Images,
+    t: Float[Array, " b"],
+    text: TextFeatures,
+) -> Images:
+    """x̂_ψ: what the teacher makes of the student's output noised again to t. No gradient passes."""
+    model = config.model
+    x_t = jax.lax.stop_gradient(schedules.add_noise(model.schedule, fake, eps, t))
+    empty = denoiser.encode(model, frozen["text"], denoiser.empty_caption(model.text)[None])
+
+    def denoise(x_t: Images, t: Float[Array, " b"], text: TextFeatures) -> Images:
+        return denoiser.predict_x0(model, frozen["teacher"], x_t, t, text)
+
+    if config.weighting == "nfsd":
+        target = _noise_free_target(config, denoise, fake, x_t, t, text, empty)
+    else:
+        guided = sampling.guided(denoise, text, empty, config.teacher_guidance)
+        target = guided(x_t, t)
+        for n in range(1, config.teacher_steps):  # DDIM from t towards 0, at each image's own pace
+            now, after = (
+                t * (1 - (n - 1) / config.teacher_steps),
+                t * (1 - n / config.teacher_steps),
+            )
+            x_t = _ddim(model.schedule, x_t, target, now, after)
+            target = guided(x_t, after)
+    return jax.lax.stop_gradient(target)
+
+
+def distillation_loss(
+    config: Add, fake: Images, target: Images, t: Float[Array, " b"]
+) -> Float[Array, ""]:
+    """c(t)·‖x̂_θ - x̂_ψ‖² (eq. 4), the norm as a mean over pixels."""
+    alpha, sigma = config.model.schedule.at(t)
+    # w(t) = σ², as DreamFusion (Poole et al. 2022) has it, makes SDS's α/(2σ)·w(t) finite.
+    c = alpha if config.weighting == "exponential" else alpha * sigma / 2
+    return jnp.mean(c * jnp.mean((fake - target) ** 2, axis=(1, 2, 3)))
+
+
+def loss_of_judge(
+    config: Add,
+    params: Any,
+    real: list[Float[Array, "b n c"]],
+    fake: list[Float[Array, "b n c"]],
+    conditions: tuple[Float[Array, "b d"] | None, ...],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Hinge plus R1 with respect to the features of real images (eq. 3), and the judge's shares."""
+
+    def verdicts(features: list[Float[Array, "b n c"]]) -> list[Float[Array, "b n"]]:
+        return Judge(config.judge).apply({"params": params}, features, *conditions)  # pyright: ignore[reportReturnType]
+
+    on_real, on_fake = verdicts(real), verdicts(jax.lax.stop_gradient(fake))
+    hinge = judges.hinge_real(on_real) + judges.hinge_fake(on_fake)
+    penalty = judges.r1(verdicts, real)
+    return hinge + config.r1 * penalty, {
+        "judge": hinge,
+        "r1": penalty,
+        "real_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_real])),
+        "fake_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_fake])),
+    }
+
+
+def look(
+    config: Add, eyes: Any, image: Images
+) -> tuple[list[Float[Array, "b n c"]], Float[Array, "b d"]]:
+    """What the judge's frozen eyes see: tokens at each tap, and one vector for the whole image."""
+    side = config.judge.resize
+    if side != image.shape[1]:
+        image = jax.image.resize(image, (len(image), side, side, 3), "linear", antialias=True)
+    maps: Any = EfficientNetLite0().apply(eyes, image, config.judge.taps, method="features")
+    return [rearrange(m, "b h w c -> b (h w) c") for m in maps], maps[-1].mean((1, 2))
+
+
+def weights(config: Add, state: State, frozen: Any) -> denoiser.Weights:
+    """What sampling the student needs: its averaged UNet and the teacher's text encoder."""
+    del config
+    return {"text": frozen["text"], "unet": state.ema["student"]}
+
+
+def samplers(config: Add) -> dict[str, Sampler]:
+    """Samplers of the student, by title, the default first: one step, and all its trained steps."""
+    return {
+        f"{n} step{'s' * (n > 1)}": _student_sampler(config, n)
+        for n in sorted({1, config.student_steps})
+    }
+
+
+def shown(config: Add, state: State, frozen: Any) -> list[tuple[str, denoiser.Weights, Sampler]]:
+    """What the sample grids show: title, weights, sampler, of the teacher and the student."""
+    teacher = {"text": frozen["text"], "unet": frozen["teacher"]}
+    many = config.iterative
+    student = weights(config, state, frozen)
+    return [
+        (f"teacher, {many.steps} steps", teacher, many),
+        ("teacher, 1 step", teacher, Sampler(steps=1)),
+        *((f"student, {title}", student, how) for title, how in samplers(config).items()),
+    ]
+
+
+def _student_sampler(config: Add, steps: int) -> Sampler:
+    return Sampler(solver="euler_ancestral", spacing=config.spacing, steps=steps)
+
+
+def _optimizers(config: Add) -> dict[str, Any]:
+    return {
+        "student": optimizer.build(config.optimizer, config.train.steps),
+        "judge": optimizer.build(config.judge_optimizer, config.train.steps),
+    }
+
+
+def _conditions(
+    config: Add, c_text: Float[Array, "b d"], c_img: Float[Array, "b e"]
+) -> tuple[Float[Array, "b d"] | None, Float[Array, "b e"] | None]:
+    by = config.judge.condition
+    return (
+        c_text if by in ("text", "both") else None,
+        c_img if by in ("image", "both") else None,
+    )
+
+
+def _ddim(
+    schedule: schedules.Schedule,
+    x_t: Images,
+    x0: Images,
+    t: Float[Array, " b"],
+    after: Float[Array, " b"],
+) -> Images:
+    """The deterministic step from t to `after`, given a prediction of x0 (Song et al. 2020)."""
+    alpha, sigma = (per_image(level, x_t) for level in schedule.at(t))
+    alpha_, sigma_ = (per_image(level, x_t) for level in schedule.at(after))
+    return alpha_ * x0 + sigma_ * (x_t - alpha * x0) / sigma
+
+
+def _noise_free_target(
+    config: Add,
+    denoise: Any,
+    fake: Images,
+    x_t: Images,
+    t: Float[Array, " b"],
+    text: TextFeatures,
+    empty: TextFeatures,
+) -> Images:
+    """The target whose distance from `fake` is noise-free score distillation's gradient.
+
+    Katzir et al. 2023 (arXiv 2310.17590), eqs. 9 to 11: the noise that SDS subtracts is left out;
+    what remains is s·(ε_c - ε_∅), plus ε_∅ itself where t < T/5. Their negative prompt, above T/5,
+    takes the place of words such as "blurry"; here it is empty, and that term vanishes.
+    """
+    schedule = config.model.schedule
+    alpha, sigma = (per_image(level, x_t) for level in schedule.at(t))
+    empty = jax.tree.map(lambda e, c: jnp.broadcast_to(e, c.shape), empty, text)
+    with_caption, without = denoise(x_t, t, text), denoise(x_t, t, empty)
+    # In terms of x0: ε = (x_t - α·x0)/σ, so ε_c - ε_∅ = -α/σ·(D_c - D_∅).
+    conditional = -(alpha / sigma) * (with_caption - without)
+    domain = (x_t - alpha * without) / sigma
+    low = per_image((t < schedule.timesteps / 5).astype(fake.dtype), x_t)
+    score = config.teacher_guidance * conditional + low * domain
+    return jax.lax.stop_gradient(fake) - (sigma / jnp.maximum(alpha, 1e-3)) * score

@@ -1,0 +1,1 @@
+"""Runs any method: mesh, run folder, checkpoints, loop, progress. Knows no method by name."""

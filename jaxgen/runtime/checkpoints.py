@@ -1,0 +1,113 @@
+"""Checkpoints by Orbax: the state and the data's position, atomic, in one."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
+
+from jaxgen.errors import UserError
+from jaxgen.state import State
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the last two and the one of lowest loss are kept."""
+
+    def __init__(self, folder: Path, every: int):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = folder
+        policies = preservation_policy
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(2),
+                        policies.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1),
+                    ]
+                ),
+            ),
+            item_names=("state", "data"),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after `step` steps."""
+        return self._manager.should_save(step)
+
+    def save(self, step: int, state: State, data: dict[str, Any], loss: float, force: bool = False):
+        """Saves in the background what stands after `step` steps; `data` is the iterator's state.
+
+        Raises UserError when this or the previous save cannot be written; older ones stay good.
+        """
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
+                ),
+                metrics={"loss": loss},
+                force=force,
+            )
+
+    def restore(
+        self, target: State, say: Callable[[str], None]
+    ) -> tuple[State, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, or None where there is none at all.
+
+        `target` gives shapes and shardings. An unreadable checkpoint is named through `say` and the
+        one before it is tried; if all are unreadable this raises UserError: never a silent restart.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                found = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+                    ),
+                )
+                return found["state"], found["data"]
+            except Exception as error:  # whatever a damaged file makes the reader raise
+                reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
+                say(f"checkpoint {step} cannot be read ({type(error).__name__}: {reason})")
+                self._unreadable(step)
+        if steps:
+            raise UserError(
+                f"none of the checkpoints {steps} in {self.folder} can be read; "
+                "mend or move that folder, or start another run with --name"
+            )
+        return None
+
+    def close(self) -> None:
+        """Waits for the save under way, then lets go."""
+        with self._writing():
+            self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _unreadable(self, step: int) -> None:
+        path = self.folder / str(step)
+        if jax.process_index() == 0 and path.is_dir():
+            path.rename(self.folder / f"unreadable-{step}")
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and "space" not in str(error).lower():
+                raise
+            kept = self.steps()
+            raise UserError(
+                f"cannot write a checkpoint in {self.folder} ({str(error).splitlines()[0][:160]}); "
+                f"good ones are kept: {kept or 'none'}; free space there and run again"
+            ) from error

@@ -1,0 +1,156 @@
+"""The training loop: the same for every method."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxgen.errors import UserError
+from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime.checkpoints import Checkpoints
+from jaxgen.runtime.metrics import MetricsLog
+from jaxgen.runtime.progress import Bar, duration, terms
+from jaxgen.state import Metrics, State
+
+EXIT_INTERRUPTED = 130
+
+
+class Data(Protocol):
+    """An iterator of batches whose position can be saved."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Ctrl-C or SIGTERM: the state after `step` steps is saved."""
+
+    def __init__(self, step: int):
+        super().__init__(f"interrupted after step {step}; the same command goes on from there")
+
+
+def fit(
+    *,
+    title: str,
+    mesh: jax.sharding.Mesh,
+    init: Callable[[Any], State],
+    train_step: Callable[[State, Any, Any], tuple[State, Metrics]],
+    frozen: Any,
+    data: Data,
+    steps: int,
+    batch: int,
+    log_every: int,
+    checkpoints: Checkpoints,
+    open_log: Callable[[int], MetricsLog],
+    sample: Callable[[State, int, MetricsLog], None],
+    sample_every: int,
+) -> State:
+    """Trains until `steps` steps are done, from the newest good checkpoint if there is one.
+
+    `init` maps frozen to a fresh State. Raises Interrupted after saving on SIGINT or SIGTERM, and
+    UserError naming step and term when a metric is not finite, with the last good checkpoint kept.
+    """
+    state = _start(mesh, init, frozen, data, checkpoints)
+    done = int(state.step)
+    if done >= steps:
+        return state
+    log = open_log(done)
+    placed = jax.tree.map(lambda a: a.sharding, state)
+    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
+    pending: list[Metrics] = []
+    since_save: list[float] = []
+    with Bar(title, steps, done) as bar, _stop_flag() as stop, contextlib.closing(log):
+        bar.say(f"{title}: compiling the train step")
+        clock, clocked, first = time.monotonic(), done, done + 1
+        while done < steps:
+            state, metrics = compiled(state, frozen, meshes.put_batch(mesh, next(data)))
+            pending.append(metrics)
+            done += 1
+            if done == first:
+                jax.block_until_ready(metrics)
+                bar.say(f"{title}: compiled in {duration(time.monotonic() - clock)}")
+                clock, clocked = time.monotonic(), done
+            save = done == steps or stop.raised or checkpoints.due(done)
+            if done % log_every == 0 or save:
+                values = _mean(pending, done)
+                since_save.extend([values["loss"]] * len(pending))
+                pending.clear()
+                log.write(done, values)
+                pace = (done - clocked) / max(time.monotonic() - clock, 1e-9)
+                left = f"{duration((steps - done) / pace)} left" if pace else ""
+                bar.update(done, f"{pace * batch:.0f} images/s  {terms(values)}  {left}")
+            if save:
+                loss = float(np.mean(since_save))
+                since_save.clear()
+                checkpoints.save(done, state, data.get_state(), loss, force=True)
+            if stop.raised:
+                checkpoints.close()
+                raise Interrupted(done)
+            if sample_every and done % sample_every == 0 and done < steps:
+                paused = time.monotonic()
+                sample(state, done, log)
+                clock += time.monotonic() - paused
+    return state
+
+
+def _start(
+    mesh: jax.sharding.Mesh,
+    init: Callable[[Any], State],
+    frozen: Any,
+    data: Data,
+    checkpoints: Checkpoints,
+) -> State:
+    shapes = jax.eval_shape(init, frozen)
+    where = meshes.over_parameters(mesh, shapes)
+    target = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
+    )
+    found = checkpoints.restore(target, print)
+    if found is None:
+        # Compiling initialisers costs more than running them unoptimised.
+        options = {"xla_backend_optimization_level": 0}
+        return jax.jit(init, out_shardings=where, compiler_options=options)(frozen)
+    state, position = found
+    data.set_state(position)
+    print(f"going on from the checkpoint of step {int(state.step)}", flush=True)
+    return state
+
+
+def _mean(pending: list[Metrics], done: int) -> dict[str, float]:
+    rows = jax.device_get(pending)
+    for step, row in zip(range(done - len(rows) + 1, done + 1), rows, strict=True):
+        for name, value in row.items():
+            if not np.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at step {step}; the last good checkpoint is kept: "
+                    "lower the learning rate, or look at the data of that step"
+                )
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+class _Stop:
+    raised = False
+
+
+@contextlib.contextmanager
+def _stop_flag() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once."""
+    stop = _Stop()
+
+    def ask(number: Any, frame: Any) -> None:
+        stop.raised = True
+        signal.signal(number, before[number])
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, ask)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,55 @@
+"""The metrics log of a run: JSON lines and TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl and to TensorBoard; on resume, later lines are cut off first."""
+
+    def __init__(self, folder: Path, step: int):
+        self._path = folder / "metrics.jsonl"
+        _cut(self._path, step)
+        self._lines = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Mean values of the steps since the last line, under the count of steps done."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """A uint8 picture [h, w, 3] for TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._lines.close()
+        self._board.close()
+
+
+def read(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics log."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _cut(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:  # a line cut short by a kill
+            break
+    path.write_text("".join(kept), encoding="utf-8")

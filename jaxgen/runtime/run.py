@@ -1,0 +1,105 @@
+"""A run's folder: what it is, what it learnt, what it drew."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from tokenizers import Tokenizer
+
+from jaxgen import config as configs
+from jaxgen.config import Experiment
+from jaxgen.errors import UserError
+from jaxgen.weights import files
+
+CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+# What may change between the start of a run and its resumption, without making it another run.
+FREE = ("workdir", "data.root", "mesh.", "train.steps", "train.log_every", "train.sample_every")
+FREE += ("train.checkpoint_every",)
+
+
+@contextlib.contextmanager
+def opened(config: Experiment, method: str, tokenizer: Tokenizer) -> Iterator[Path]:
+    """The run's folder, made or found again, locked against a second process.
+
+    Raises UserError when the folder cannot be written, is in use, or holds a run of another config.
+    """
+    folder = config.folder
+    try:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); choose another --workdir"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder} is in use by another process; wait, or use --name") from None
+        _same_config(folder, config)
+        _write(folder / CONFIG, _description(config, method))
+        _write(folder / TOKENIZER, tokenizer.to_str())
+        yield folder
+
+
+def description(folder: Path) -> tuple[str, Any, str]:
+    """(method, config as JSON values, tokenizer as JSON) of a run or weights folder."""
+    try:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
+        return found["method"], found["config"], tokenizer
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise UserError(f"{folder} is no run folder: it has no {missing}") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{folder / CONFIG} cannot be read ({error})") from None
+
+
+def finished_steps(folder: Path) -> int:
+    """Steps of the training whose weights the folder holds; 0 where it holds none."""
+    path = folder / WEIGHTS
+    return int(files.load_metadata(path).get("step", 0)) if path.is_file() else 0
+
+
+def save_weights(folder: Path, weights: Any, step: int) -> None:
+    """Writes what sampling needs into the folder, which makes it a finished run."""
+    if jax.process_index() == 0:
+        files.save(folder / WEIGHTS, weights, {"step": str(step)})
+
+
+def _description(config: Experiment, method: str) -> str:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    values = {"method": method, "versions": versions, "config": json.loads(configs.to_json(config))}
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def _same_config(folder: Path, config: Experiment) -> None:
+    path = folder / CONFIG
+    if not path.is_file():
+        return
+    _, values, _ = description(folder)
+    before = configs.from_json(type(config), json.dumps(values), str(path))
+    for field, (old, new) in configs.differences(before, config).items():
+        if not field.startswith(FREE):
+            raise UserError(
+                f"{folder} holds a run with {field} {old!r}, not {new!r}; "
+                f"start another with --name, or take up that one with its own config"
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,130 @@
+"""python -m jaxgen.sample --run=runs/add --prompt "un cœur rouge" --out=heart.png: draws."""
+
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from PIL import Image
+
+from jaxgen import config as configs
+from jaxgen import methods, stages
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.errors import UserError, reported
+from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime import pictures
+from jaxgen.text import tokenizer as words
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    run: str = "runs/add"
+    """Folder of a run, finished or not."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to draw, in English or French; give it several times for several images."""
+    out: str = "sample.png"
+    """PNG file to write: the image itself, or for several prompts a sheet with captions."""
+    steps: int | None = None
+    """Sampling steps; the method's own by default: 1 for a student, 50 for a teacher."""
+    guidance: float | None = None
+    """Classifier-free guidance; the method's own by default (a student needs none: 1)."""
+    solver: str | None = None
+    """ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m or renoise."""
+    spacing: str | None = None
+    """trailing, leading, linspace, karras or turbo; the method's own by default."""
+    seed: int = 0
+    """Seed of the noise."""
+
+    def check(self) -> None:
+        """Raises UserError for options that are wrong whatever the run is."""
+        if not self.prompt:
+            raise UserError('--prompt is missing; say what to draw: --prompt "un cœur rouge"')
+        if Path(self.out).suffix.lower() != ".png":
+            raise UserError(f"--out {self.out} is no .png file name")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed is {self.seed}; give 0 to {2**32 - 1}")
+
+
+def main() -> None:
+    with reported():
+        options = configs.parse(Options(), sys.argv[1:], "python -m jaxgen.sample")
+        out = Path(options.out)
+        _writable(out)
+        meshes.prepare(len(options.prompt), Path(options.run).parent / ".compiled")
+        loaded = stages.read(Path(options.run))
+        method = methods.of(loaded.config)
+        if not hasattr(method, "sample"):
+            raise UserError(
+                f"{options.run} is a {methods.name(loaded.config)} run: it draws nothing"
+            )
+        sampler = _sampler(method.samplers(loaded.config), options)
+        method.check_sampler(loaded.config, sampler)
+        length = loaded.config.caption_length
+        seen = method.seen_words(loaded.weights)
+        for prompt in options.prompt:
+            for note in words.check_prompt(loaded.tokenizer, prompt, length, seen):
+                print(f"jaxgen: {note}", file=sys.stderr)
+        ids = words.encode(loaded.tokenizer, options.prompt, length)
+        images, first, seconds = _drawn(loaded, method, sampler, ids, options.seed)
+        pictures.save(_sheet(images, options.prompt), out)
+        print(
+            f"{out}: {len(images)} image(s), {sampler.steps} step(s), {seconds / len(images):.4f} "
+            f"s/image after a first call of {first:.1f} s (loading and compiling)"
+        )
+
+
+def _sampler(own: dict[str, Sampler], options: Options) -> Sampler:
+    chosen = {
+        name: value
+        for name in ("steps", "guidance", "solver", "spacing")
+        if (value := getattr(options, name)) is not None
+    }
+    sampler = dataclasses.replace(next(iter(own.values())), **chosen)
+    for name in ("solver", "spacing"):
+        field = Sampler.__dataclass_fields__[name]
+        legal = getattr(field.type, "__args__", ())
+        if legal and getattr(sampler, name) not in legal:
+            raise UserError(f"--{name} {getattr(sampler, name)!r} is none of {', '.join(legal)}")
+    return sampler
+
+
+def _drawn(
+    loaded: stages.Loaded, method, sampler: Sampler, ids: np.ndarray, seed: int
+) -> tuple[np.ndarray, float, float]:
+    """Images, seconds of the first call, seconds of the second."""
+    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
+    mesh = meshes.make(configs.Mesh(), len(ids))
+    weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
+    placed = jax.device_put(ids, meshes.over_batch(mesh))
+    key = jax.random.key(seed)
+    begun = time.monotonic()
+    program(weights, key, placed, sampler).block_until_ready()
+    compiled = time.monotonic()
+    images = np.asarray(program(weights, key, placed, sampler))
+    return images, compiled - begun, time.monotonic() - compiled
+
+
+def _sheet(images: np.ndarray, prompts: tuple[str, ...]) -> Image.Image:
+    if len(images) == 1:
+        return Image.fromarray(images[0])
+    scale = max(1, 128 // images.shape[1])
+    return pictures.grid([("", images)], prompts, scale)
+
+
+def _writable(out: Path) -> None:
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is no folder; make it first")
+    probe = out.with_name(f".{out.name}.partial")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write --out {out} ({error.strerror})") from None
+
+
+if __name__ == "__main__":
+    main()

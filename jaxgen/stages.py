@@ -1,0 +1,109 @@
+"""From a config to everything that its training needs: which stages, in what order, with what.
+
+A role (`teacher`, `features`, …) is filled by a network that comes with jaxgen, a folder of
+weights, or a run that is trained first. Doors call this; it knows no method by name.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+import jaxgen
+from jaxgen import config as configs
+from jaxgen import methods
+from jaxgen.config import Experiment
+from jaxgen.errors import UserError
+from jaxgen.runtime import run
+from jaxgen.weights import files
+from jaxgen.weights.efficientnet import load_efficientnet_lite0
+
+SHIPPED, TRAIN = "shipped", "train"
+FEATURES: dict[str, Callable[[], Any]] = {"efficientnet-lite0": load_efficientnet_lite0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A folder of weights, read: its config, its tokenizer, its weights and their step."""
+
+    config: Experiment
+    tokenizer: Tokenizer
+    weights: Any
+    step: int
+    folder: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One run of the plan: what it is for, its config, and the folders its roles come from."""
+
+    role: str
+    config: Experiment
+    sources: dict[str, Path | str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has already been trained to its last step."""
+        return run.finished_steps(self.config.folder) >= self.config.train.steps
+
+
+def plan(config: Experiment, role: str = "") -> list[Stage]:
+    """The stages in the order in which they run, the config's own last.
+
+    Raises UserError where a role names nothing that exists.
+    """
+    before: list[Stage] = []
+    sources: dict[str, Path | str] = {}
+    for name, value in config.roles().items():
+        if value in FEATURES:
+            sources[name] = value
+        elif value == TRAIN or value in configs.known():
+            first = config.stage(name) if value == TRAIN else configs.load(value)
+            before += plan(dataclasses.replace(first, workdir=config.workdir), name)
+            sources[name] = before[-1].config.folder
+        elif value == SHIPPED:
+            sources[name] = shipped(config.stage(name).name)
+        elif (Path(value) / run.CONFIG).is_file():
+            sources[name] = Path(value)
+        else:
+            raise UserError(
+                f"--{name} {value!r} is no folder of weights or finished run, no config "
+                f"({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
+            )
+    return [*before, Stage(role, config, sources)]
+
+
+def shipped(name: str) -> Path:
+    """The folder of the weights called `name` that come with jaxgen."""
+    folder = Path(jaxgen.__file__).parent / "pretrained" / name
+    if not folder.is_dir():
+        raise UserError(f"no weights for {name} come with jaxgen; train them: --teacher={TRAIN}")
+    return folder
+
+
+def read(folder: Path) -> Loaded:
+    """A finished run or other folder of weights; UserError where something misses or is damaged."""
+    method, values, tokenizer = run.description(folder)
+    kind = methods.kind(method)
+    if not (folder / run.WEIGHTS).is_file():
+        raise UserError(f"{folder} has no {run.WEIGHTS}: its training has not finished")
+    weights, metadata = files.load(folder / run.WEIGHTS)
+    config = configs.from_json(kind, json.dumps(values), str(folder / run.CONFIG))
+    return Loaded(
+        config, Tokenizer.from_str(tokenizer), weights, int(metadata.get("step", 0)), folder
+    )
+
+
+def fill(stage: Stage) -> dict[str, Any]:
+    """The network of every role: Loaded, or weights of a feature network, each found to fit."""
+    filled: dict[str, Any] = {}
+    for role, source in stage.sources.items():
+        if isinstance(source, str):
+            filled[role] = FEATURES[source]()
+        else:
+            filled[role] = read(source)
+            stage.config.accept(role, filled[role].config, str(source))
+    return filled

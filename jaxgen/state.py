@@ -1,0 +1,34 @@
+"""What a run trains and saves, and how its randomness is derived."""
+
+import zlib
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+Metrics = dict[str, Float[Array, ""]]
+Batch = dict[str, Array]
+
+
+class State(flax.struct.PyTreeNode):
+    """All that is trained; nothing else is saved. Trees are keyed by player."""
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    ema: dict[str, Any]
+    opt_state: dict[str, Any]
+
+
+def stream(seed: int, step: Int[Array, ""] | int, name: str) -> PRNGKeyArray:
+    """The key for one named use of randomness at one step; derived, so never stored."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def moving_average(ema: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any:
+    """Exponential moving average; the decay warms up as (1 + step) / (10 + step)."""
+    warmed = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.tree.add_scale(optax.tree.scale(warmed, ema), 1.0 - warmed, params)

@@ -1,0 +1,75 @@
+"""Trees of weights as safetensors files: flat names, float16 or float32, zero rows left out."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxgen.errors import UserError
+
+ROWS, VALUES = "#rows", "#values"
+
+
+def save(
+    path: Path,
+    tree: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Writes a tree of float arrays, atomically.
+
+    A table most of whose rows are zero (words never met in training) is written as the numbers and
+    values of the others.
+    """
+    flat: dict[str, np.ndarray] = {}
+    for name, array in flatten_dict(jax.device_get(dict(tree)), sep="/").items():
+        values = np.ascontiguousarray(array).astype(dtype)
+        rows = np.flatnonzero(values.reshape(len(values), -1).any(1)) if values.ndim > 1 else None
+        if rows is not None and 2 * len(rows) < len(values):
+            flat[name + ROWS] = np.append(rows, len(values)).astype(np.int32)
+            flat[name + VALUES] = values[rows]
+        else:
+            flat[name] = values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(flat, partial, {key: str(value) for key, value in metadata.items()})
+    os.replace(partial, path)
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The float32 tree and the metadata that `save` wrote; UserError where the file is damaged."""
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name in [name for name in flat if name.endswith(ROWS)]:
+        table = name.removesuffix(ROWS)
+        *rows, count = flat.pop(name)
+        values = flat.pop(table + VALUES)
+        flat[table] = np.zeros((count, *values.shape[1:]), values.dtype)
+        flat[table][rows] = values
+    tree = {name: array.astype(np.float32) for name, array in flat.items()}
+    return unflatten_dict(tree, sep="/"), metadata
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone, without reading the weights."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"weights {path} cannot be read ({error}); copy or train them again"
+        ) from None
