@@ -144,9 +144,8 @@ def test_edm_weight_makes_the_edm_output_uniform():
 
 
 def test_weights_are_finite_at_pure_noise():
-    for kind, schedule in (("v", ZERO), ("x0", ZERO), ("flow", FLOW), ("x0", FLOW)):
-        alpha, sigma = schedule.at(jnp.array([999.0]))
-        assert alpha[0] == 0
+    alpha, sigma = np.zeros(1, np.float32), np.ones(1, np.float32)
+    for kind in ("v", "x0", "flow"):
         for weighting in ("uniform", "min_snr", "edm"):
             assert np.isfinite(prediction.weight(weighting, kind, alpha, sigma)).all()
 

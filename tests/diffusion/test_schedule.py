@@ -25,6 +25,9 @@ SCHEDULES = [
     Schedule("edm"),
 ]  # fmt: skip
 
+noised = jax.jit(add_noise, static_argnums=0, static_argnames="pure_terminal")
+drawn = jax.jit(draw_timesteps, static_argnums=(0, 2), static_argnames="continuous")
+
 
 def name(schedule):
     return schedule.kind + "-zero" * schedule.zero_terminal_snr
@@ -135,7 +138,7 @@ def test_add_noise_is_the_closed_form_image_by_image(schedule):
     x0 = jax.random.normal(key_x, (3, 4, 4, 2))
     eps = jax.random.normal(key_eps, x0.shape)
     t = np.array([0, 400, 999])
-    x_t = add_noise(schedule, x0, eps, jnp.asarray(t, jnp.float32))
+    x_t = noised(schedule, x0, eps, jnp.asarray(t, jnp.float32))
     alpha, sigma = schedule.alphas()[t], schedule.sigmas()[t]
     expected = alpha[:, None, None, None] * x0 + sigma[:, None, None, None] * eps
     np.testing.assert_allclose(x_t, expected, rtol=1e-4, atol=1e-5)
@@ -147,22 +150,22 @@ def test_pure_terminal_leaves_the_image_out_at_the_last_timestep_only():
     schedule = Schedule("scaled_linear")
     x0, eps = jnp.full((2, 3), 5.0), jnp.ones((2, 3))
     t = jnp.array([998.0, 999.0])
-    plain = add_noise(schedule, x0, eps, t)
-    pure = add_noise(schedule, x0, eps, t, pure_terminal=True)
+    plain = noised(schedule, x0, eps, t)
+    pure = noised(schedule, x0, eps, t, pure_terminal=True)
     chex.assert_trees_all_equal(pure[0], plain[0])
     np.testing.assert_allclose(pure[1], schedule.sigmas()[999], rtol=1e-6)
     assert not np.allclose(plain[1], pure[1])
 
 
 def test_whole_timesteps_are_uniform_over_all():
-    t = np.asarray(draw_timesteps(Schedule("flow", timesteps=8), jax.random.key(0), 40_000))
+    t = np.asarray(drawn(Schedule("flow", timesteps=8), jax.random.key(0), 40_000))
     values, counts = np.unique(t, return_counts=True)
     np.testing.assert_array_equal(values, np.arange(8))
     np.testing.assert_allclose(counts, 5_000, atol=5 * 5_000**0.5)
 
 
 def test_continuous_timesteps_are_uniform_over_the_range():
-    t = draw_timesteps(Schedule("flow"), jax.random.key(0), 40_000, continuous=True)
+    t = drawn(Schedule("flow"), jax.random.key(0), 40_000, continuous=True)
     quantiles = np.quantile(t, [0, 0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(quantiles, np.linspace(0, 999, 5), atol=20)
     assert len(np.unique(t)) > 30_000
@@ -170,7 +173,7 @@ def test_continuous_timesteps_are_uniform_over_the_range():
 
 def test_edm_draws_log_normal_noise():
     schedule = Schedule("edm")
-    _, sigma = schedule.at(draw_timesteps(schedule, jax.random.key(0), 40_000))
+    _, sigma = schedule.at(drawn(schedule, jax.random.key(0), 40_000))
     assert float(jnp.log(sigma).mean()) == pytest.approx(-1.2, abs=0.03)
     assert float(jnp.log(sigma).std()) == pytest.approx(1.2, abs=0.03)
 
