@@ -43,7 +43,7 @@ class UNetConfig:
     groups: int = 32
     """Groups of every GroupNorm; must divide every width."""
     added_width: int = 0
-    """Width of the extra conditioning vector (2816 in SDXL: time ids and pooled text); 0: none."""
+    """Width of the extra conditioning vector (2816 in SDXL: pooled text, time ids); 0 for none."""
     dtype: str = "float32"
     """Type of activations: float32 or bfloat16. Parameters and normalisations stay float32."""
     remat: bool = False
@@ -120,7 +120,7 @@ class UNet(nn.Module):
           x: the noised image or latent, each side a multiple of `config.patch`.
           timestep: noise level on the schedule's scale, 0 to 999 for Stable Diffusion.
           context: the caption's token vectors.
-          added: SDXL's extra vector (sinusoidal time ids and pooled text), iff `added_width`.
+          added: SDXL's extra vector (pooled text, then sinusoids of the time ids), iff `added_width`.
           mask: cross-attention sees only tokens where True; all of them when None.
 
         Raises:

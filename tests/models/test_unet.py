@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from einops import rearrange
 
 from jaxgen.errors import UserError
-from jaxgen.models.unet import SD15_UNET, SD21_UNET, SDXL_UNET, UNet, UNetConfig
+from jaxgen.models.unet import (
+    SD15_UNET,
+    SD21_UNET,
+    SDXL_UNET,
+    ResnetBlock,
+    SpatialTransformer,
+    UNet,
+    UNetConfig,
+)
 from jaxgen.weights.stable_diffusion import params_from_torch, params_to_torch
 
 TINY = UNetConfig(
@@ -26,11 +35,13 @@ TINY = UNetConfig(
     linear_projection=False,
     groups=8,
 )
+ONE_LEVEL = dataclasses.replace(
+    TINY, block_out=(8,), attention=(True,), transformer_depth=(1,), heads=(2,)
+)
 SD15_LIKE = TINY
-SD21_LIKE = dataclasses.replace(TINY, heads=(2, 4), linear_projection=True)
+SD21_LIKE = dataclasses.replace(TINY, layers=2, heads=(2, 4), linear_projection=True)
 SDXL_LIKE = dataclasses.replace(
     TINY,
-    layers=2,
     block_out=(16, 24),
     attention=(False, True),
     transformer_depth=(1, 2),
@@ -43,18 +54,21 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @pytest.mark.parametrize(
-    ("config", "sides"),
-    [(SD15_LIKE, (8, 8)), (SD21_LIKE, (8, 12)), (SD21_LIKE, (7, 9)), (SDXL_LIKE, (8, 8))],
-    ids=["sd15", "sd21", "sd21-odd-sides", "sdxl"],
+    ("config", "sides", "mask"),
+    [
+        (SD15_LIKE, (8, 12), [[True] * 5, [True, True, False, True, False]]),
+        (SD21_LIKE, (7, 9), None),
+        (SDXL_LIKE, (8, 8), None),
+    ],
+    ids=["sd15-mask", "sd21-odd-sides", "sdxl"],
 )
-def test_agrees_with_diffusers(config, sides):
+def test_agrees_with_diffusers(config, sides, mask):
     model = _diffusers_unet(config)
     state = _state(model)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *sides, config.channels)).astype(np.float32)
     timestep = np.array([3.0, 987.0], np.float32)
     context = rng.normal(size=(2, 5, config.context_width)).astype(np.float32)
-    mask = np.array([[True] * 5, [True, True, False, True, False]])
 
     added, conditions = None, None
     if config.added_width:
@@ -67,19 +81,19 @@ def test_agrees_with_diffusers(config, sides):
 
     params = params_from_torch(state, _shapes(config))
     apply = jax.jit(UNet(config).apply, compiler_options=QUICK_COMPILE)
-    for given in (None, mask) if config == SD15_LIKE else (None,):
-        with torch.no_grad():
-            expected = model(
-                torch.tensor(x).permute(0, 3, 1, 2),
-                torch.tensor(timestep),
-                torch.tensor(context),
-                added_cond_kwargs=conditions,
-                encoder_attention_mask=None if given is None else torch.tensor(given),
-            ).sample
-        expected = expected.permute(0, 2, 3, 1).numpy()
-        actual = apply({"params": params}, x, timestep, context, added, given)
-        assert np.std(expected) > 0.1
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    mask = None if mask is None else np.array(mask)
+    actual = apply({"params": params}, x, timestep, context, added, mask)
+    with torch.no_grad():
+        expected = model(
+            torch.tensor(x).permute(0, 3, 1, 2),
+            torch.tensor(timestep),
+            torch.tensor(context),
+            added_cond_kwargs=conditions,
+            encoder_attention_mask=None if mask is None else torch.tensor(mask),
+        ).sample
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_survive_the_round_trip():
@@ -113,14 +127,40 @@ def test_published_sizes(config, parameters):
     assert sum(math.prod(leaf.shape) for leaf in leaves) == parameters
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_patch_dtype_and_remat_keep_shape_and_float32_params(dtype):
-    config = dataclasses.replace(TINY, channels=3, patch=2, dtype=dtype, remat=True)
-    unet, inputs = UNet(config), _inputs(config, (10, 12))
-    out, variables = jax.eval_shape(unet.init_with_output, jax.random.key(0), *inputs)
-    chex.assert_shape(out, (2, 10, 12, 3))
-    chex.assert_type([out, *jax.tree.leaves(variables)], jnp.float32)
-    chex.assert_shape(variables["params"]["conv_in"]["kernel"], (3, 3, 12, 16))
+def test_patch_is_space_to_depth():
+    folded = dataclasses.replace(ONE_LEVEL, channels=12)
+    whole = dataclasses.replace(ONE_LEVEL, channels=3, patch=2)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape), _shapes(whole))
+    x, timestep, context = (rng.normal(size=leaf.shape) for leaf in _inputs(whole, (8, 12)))
+
+    def run(config, x):
+        apply = jax.jit(UNet(config).apply, compiler_options=QUICK_COMPILE)
+        return apply({"params": params}, x, timestep, context)
+
+    expected = run(folded, rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=2, q=2))
+    expected = rearrange(expected, "b h w (p q c) -> b (h p) (w q) c", p=2, q=2)
+    chex.assert_shape(expected, (2, 8, 12, 3))
+    chex.assert_trees_all_close(run(whole, x), expected)
+
+
+def test_bfloat16_keeps_parameters_and_result_in_float32():
+    config = dataclasses.replace(ONE_LEVEL, dtype="bfloat16", remat=True)
+    arrays = jax.eval_shape(
+        UNet(config).init_with_output, jax.random.key(0), *_inputs(config, (8, 8))
+    )
+    chex.assert_type(jax.tree.leaves(arrays), jnp.float32)
+
+
+def test_blocks_start_as_the_identity():
+    x = jnp.linspace(-1, 1, 2 * 4 * 4 * 8).reshape(2, 4, 4, 8)
+    blocks = {
+        ResnetBlock(8, 2, jnp.dtype("float32")): (jnp.ones((2, 3)),),
+        SpatialTransformer(2, 1, 2, False, jnp.dtype("float32")): (jnp.ones((2, 5, 3)), None),
+    }
+    for block, conditions in blocks.items():
+        init = jax.jit(block.init_with_output, compiler_options=QUICK_COMPILE)
+        chex.assert_trees_all_equal(init(jax.random.key(0), x, *conditions)[0], x)
 
 
 def test_remat_changes_no_parameter_name():
@@ -169,10 +209,10 @@ def _diffusers_unet(c: UNetConfig) -> UNet2DConditionModel:
         out_channels=c.channels,
         block_out_channels=c.block_out,
         layers_per_block=c.layers,
-        down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in c.attention],
-        up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in c.attention[::-1]],
-        transformer_layers_per_block=c.transformer_depth,
-        attention_head_dim=c.heads,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in c.attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in c.attention[::-1]),
+        transformer_layers_per_block=c.transformer_depth,  # pyright: ignore[reportArgumentType]
+        attention_head_dim=c.heads,  # pyright: ignore[reportArgumentType]
         cross_attention_dim=c.context_width,
         use_linear_projection=c.linear_projection,
         norm_num_groups=c.groups,
