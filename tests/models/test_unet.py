@@ -154,11 +154,11 @@ def test_bfloat16_keeps_parameters_and_result_in_float32():
 
 def test_blocks_start_as_the_identity():
     x = jnp.linspace(-1, 1, 2 * 4 * 4 * 8).reshape(2, 4, 4, 8)
-    blocks = {
-        ResnetBlock(8, 2, jnp.dtype("float32")): (jnp.ones((2, 3)),),
-        SpatialTransformer(2, 1, 2, False, jnp.dtype("float32")): (jnp.ones((2, 5, 3)), None),
-    }
-    for block, conditions in blocks.items():
+    float32 = jnp.dtype("float32")
+    for block, conditions in (
+        (ResnetBlock(8, 2, float32), (jnp.ones((2, 3)),)),
+        (SpatialTransformer(2, 1, 2, False, float32), (jnp.ones((2, 5, 3)), None)),
+    ):
         init = jax.jit(block.init_with_output, compiler_options=QUICK_COMPILE)
         chex.assert_trees_all_equal(init(jax.random.key(0), x, *conditions)[0], x)
 
