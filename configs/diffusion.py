@@ -39,6 +39,6 @@ config = Diffusion(
         "sleeping face",
         "pomme rouge",
     ),
-    train=Train(steps=3000, batch=64, ema=0.999, log_every=50, sample_every=500),
+    train=Train(steps=2400, batch=64, ema=0.999, log_every=50, sample_every=500),
     optimizer=Optimizer(learning_rate=1e-3, warmup=200, decay="cosine"),
 )

@@ -1,10 +1,12 @@
 """The one kind of failure that is the user's to mend."""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 
 EXIT_USER_ERROR = 2
+_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
 class UserError(Exception):
@@ -13,9 +15,20 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turns a `UserError` into its one line on stderr and exit code 2; doors run inside it."""
+    """Turns a `UserError`, a full disk or a forbidden file into one line on stderr and exit code 2.
+
+    Doors run inside it.
+    """
     try:
         yield
     except UserError as error:
-        print(f"jaxgen: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        _end(str(error))
+    except OSError as error:
+        if error.errno not in _MACHINE_FAULTS:
+            raise
+        _end(f"{error.strerror}: {error.filename or 'a file of the run'}; mend that and run again")
+
+
+def _end(line: str) -> None:
+    print(f"jaxgen: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_USER_ERROR)

@@ -55,7 +55,7 @@ def main() -> None:
         out = Path(options.out)
         _writable(out)
         meshes.prepare(len(options.prompt), Path(options.run).parent / ".compiled")
-        loaded = stages.read(Path(options.run))
+        loaded = stages.read_unfinished(Path(options.run), _say)
         method = methods.of(loaded.config)
         if not hasattr(method, "sample"):
             raise UserError(
@@ -67,7 +67,7 @@ def main() -> None:
         seen = method.seen_words(loaded.weights)
         for prompt in options.prompt:
             for note in words.check_prompt(loaded.tokenizer, prompt, length, seen):
-                print(f"jaxgen: {note}", file=sys.stderr)
+                _say(note)
         ids = words.encode(loaded.tokenizer, options.prompt, length)
         images, first, seconds = _drawn(loaded, method, sampler, ids, options.seed)
         pictures.save(_sheet(images, options.prompt), out)
@@ -75,6 +75,10 @@ def main() -> None:
             f"{out}: {len(images)} image(s), {sampler.steps} step(s), {seconds / len(images):.4f} "
             f"s/image after a first call of {first:.1f} s (loading and compiling)"
         )
+
+
+def _say(line: str) -> None:
+    print(f"jaxgen: {line}", file=sys.stderr)
 
 
 def _sampler(own: dict[str, Sampler], options: Options) -> Sampler:

@@ -5,11 +5,13 @@ weights, or a run that is trained first. Doors call this; it knows no method by 
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from tokenizers import Tokenizer
 
 import jaxgen
@@ -18,6 +20,8 @@ from jaxgen import methods
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
 from jaxgen.runtime import run
+from jaxgen.runtime.checkpoints import Checkpoints
+from jaxgen.text import tokenizer as words
 from jaxgen.weights import files
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
 
@@ -86,15 +90,55 @@ def shipped(name: str) -> Path:
 
 def read(folder: Path) -> Loaded:
     """A finished run or other folder of weights; UserError where something misses or is damaged."""
-    method, values, tokenizer = run.description(folder)
-    kind = methods.kind(method)
+    _, _, tokenizer = run.description(folder)
     if not (folder / run.WEIGHTS).is_file():
         raise UserError(f"{folder} has no {run.WEIGHTS}: its training has not finished")
     weights, metadata = files.load(folder / run.WEIGHTS)
-    config = configs.from_json(kind, json.dumps(values), str(folder / run.CONFIG))
-    return Loaded(
-        config, Tokenizer.from_str(tokenizer), weights, int(metadata.get("step", 0)), folder
-    )
+    step = int(metadata.get("step", 0))
+    return Loaded(_config(folder), Tokenizer.from_str(tokenizer), weights, step, folder)
+
+
+def read_unfinished(folder: Path, say: Callable[[str], None]) -> Loaded:
+    """A run, finished or at its newest good checkpoint; UserError where it has none."""
+    if (folder / run.WEIGHTS).is_file():
+        return read(folder)
+    config, (_, _, tokenizer) = _config(folder), run.description(folder)
+    method = methods.of(config)
+    frozen = method.frozen(config, fill(plan(config)[-1]))
+    shapes = jax.eval_shape(functools.partial(method.init, config), frozen, jax.random.key(0))
+    checkpoints = Checkpoints(folder / "checkpoints", 1)
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), shapes)
+    found = checkpoints.restore(target, say, mend=False)
+    if found is None:
+        raise UserError(f"{folder} has neither weights nor a checkpoint: nothing was trained yet")
+    state, _ = found
+    say(f"{folder} is unfinished: drawing with its checkpoint of step {int(state.step)}")
+    weights = method.weights(config, state, frozen)
+    return Loaded(config, Tokenizer.from_str(tokenizer), weights, int(state.step), folder)
+
+
+def parameters(stage: Stage) -> dict[str, int]:
+    """How many parameters each network of a stage has, by player, the frozen ones marked.
+
+    The vocabulary, which the data may extend by some words, is that of the tokenizer without data.
+    """
+    config: Any = stage.config.resolved(words.build().get_vocab_size(), 1)
+    method = methods.of(config)
+    frozen = jax.eval_shape(functools.partial(method.frozen_shapes, config))
+    state = jax.eval_shape(functools.partial(method.init, config), frozen, jax.random.key(0))
+    counts = {name: _count(tree) for name, tree in state.params.items()}
+    return counts | {f"{name} (frozen)": _count(tree) for name, tree in frozen.items()}
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _config(folder: Path) -> Experiment:
+    method, values, _ = run.description(folder)
+    kind = methods.kind(method)
+    return configs.from_json(kind, json.dumps(values), str(folder / run.CONFIG))
 
 
 def fill(stage: Stage) -> dict[str, Any]:

@@ -5,12 +5,15 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
+from tokenizers import Tokenizer
 
 from jaxgen import cli, methods, stages
+from jaxgen.config import Experiment
 from jaxgen.data.pipeline import batches, iterate
 from jaxgen.data.source import Source
 from jaxgen.data.sources import open_source
@@ -20,11 +23,12 @@ from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog
 from jaxgen.runtime.progress import Bar, duration
-from jaxgen.stages import Stage
+from jaxgen.stages import Loaded, Stage
 from jaxgen.state import State
 from jaxgen.text import tokenizer as words
 
-SHOWN = 12  # captions of the sample grids
+SHOWN = 12  # captions of the sample grids where the config names none
+TIMED = 3  # runs behind each time in the table
 
 
 def main() -> None:
@@ -38,144 +42,164 @@ def main() -> None:
             for stage in plan:
                 _train(stage)
         except (loop.Interrupted, KeyboardInterrupt) as stop:
-            print(f"jaxgen: {stop or 'interrupted; the same command goes on'}", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(loop.EXIT_INTERRUPTED)
+            note = str(stop) or "interrupted; the same command goes on from the last checkpoint"
+            print(f"jaxgen: {note}", file=sys.stderr, flush=True)
+            os._exit(loop.EXIT_INTERRUPTED)  # reading and saving threads need not be waited for
         print(f"all done in {duration(time.monotonic() - began)}")
 
 
 def _print_plan(plan: list[Stage]) -> None:
     devices = jax.devices()
-    print(f"plan, on {len(devices)} {devices[0].device_kind} device(s):")
+    print(f"plan, on {len(devices)} x {devices[0].device_kind}:")
     for number, stage in enumerate(plan, 1):
-        config = stage.config
-        state = "done" if stage.finished else "to do"
-        print(f"  {number}. {config.name}: {methods.name(config)} in {config.folder}, {state}:")
-        print(f"     {config.train.steps} steps of {config.train.batch} images, {config.data.name}")
+        config, train = stage.config, stage.config.train
+        state = "done" if stage.finished else f"{train.steps} steps of {train.batch} images to do"
+        print(f"  {number}. {config.name} ({methods.name(config)}, {config.data.name} at "
+              f"{config.data.size} px), in {config.folder}: {state}")  # fmt: skip
         for role, source in stage.sources.items():
             print(f"     {role}: {source}")
+        counts = stages.parameters(stage)
+        print(f"     parameters: {', '.join(f'{k} {n / 1e6:.2f} M' for k, n in counts.items())}")
     sys.stdout.flush()
 
 
 def _train(stage: Stage) -> None:
     if stage.finished:
-        print(f"{stage.config.name}: finished, in {stage.config.folder}")
+        print(f"{stage.config.name}: finished; samples: {stage.config.folder / 'samples'}")
         return
     filled = stages.fill(stage)
-    source = _source(stage.config, "train")
-    tokenizer = next(
-        (f.tokenizer for f in filled.values() if isinstance(f, stages.Loaded)), None
-    ) or words.build(text for texts in source.captions for text in texts)
+    source = _source(stage.config)
+    tokenizer = _tokenizer(filled, source)
     config = stage.config.resolved(tokenizer.get_vocab_size(), len(source.labels))
     method = methods.of(config)
     mesh = meshes.make(config.mesh, config.train.batch)
     frozen = jax.device_put(method.frozen(config, filled), meshes.replicated(mesh))
-    captions, ids = _shown(config, source, tokenizer)
-    encode = functools.partial(words.encode, tokenizer, length=config.caption_length)
-    data = batches(
-        source,
-        encode,
-        batch=config.train.batch,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    with run.opened(config, methods.name(config), tokenizer) as folder:
+    with run.opened(config, methods.name(config), tokenizer, source.labels) as folder:
         checkpoints = Checkpoints(folder / "checkpoints", config.train.checkpoint_every)
-        draw = functools.partial(_draw, _program(config, method), config, method, frozen, ids)
-
-        def sample(state: State, step: int, log: MetricsLog) -> None:
-            columns = [(title, images) for title, images, _ in draw(state)]
-            picture = pictures.grid(columns, captions, scale=_scale(config.data.size))
-            pictures.save(picture, folder / "samples" / f"step_{step:06d}.png")
-            log.picture(step, "samples", np.asarray(picture))
-
+        show = _Show(config, method, mesh, frozen, source, tokenizer, folder / "samples")
         state = loop.fit(
             title=config.name,
             mesh=mesh,
             init=lambda frozen: method.init(config, frozen, jax.random.key(config.seed)),
             train_step=functools.partial(method.train_step, config),
             frozen=frozen,
-            data=iterate(data),
+            data=iterate(_batches(config, source, tokenizer)),
             steps=config.train.steps,
             batch=config.train.batch,
             log_every=config.train.log_every,
             checkpoints=checkpoints,
             open_log=functools.partial(MetricsLog, folder),
-            sample=sample,
+            sample=show.during,
             sample_every=config.train.sample_every,
         )
         checkpoints.close()
-        _finish(folder, draw(state, timed=True), captions, _scale(config.data.size))
+        show.final(state)
         run.save_weights(folder, method.weights(config, state, frozen), int(state.step))
 
 
-def _source(config: Any, split: str) -> Source:
-    with Bar(f"preparing {config.data.name}", 1, unit="image") as bar:
+def _source(config: Experiment) -> Source:
+    data = config.data
+    with Bar(f"preparing {data.name}", 1, unit="image") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.resize(total)
             bar.update(done)
 
-        source = open_source(config.data.name, split, config.data.size, config.data.root, progress)
+        source = open_source(data.name, "train", data.size, data.root, progress)
     for note in source.notes:
         print(note)
+    print(f"data: {len(source)} images of {data.name}, {len(source.labels)} labels", flush=True)
     return source
 
 
-def _shown(config: Any, source: Source, tokenizer: Any) -> tuple[list[str], np.ndarray]:
-    """The captions of the grids: the config's own, or some of the data's."""
-    captions = list(config.shown)
-    if not captions:
+def _tokenizer(filled: dict[str, Any], source: Source) -> Tokenizer:
+    """That of a network which the run builds on; else one that knows the data's words."""
+    captions = [text for texts in source.captions for text in texts]
+    for found in filled.values():
+        if isinstance(found, Loaded):
+            unknown = {w for text in captions for w in words.unknown_words(found.tokenizer, text)}
+            if unknown:
+                print(f"{len(unknown)} words of the captions are unknown to {found.folder}, "
+                      f"such as {', '.join(sorted(unknown)[:5])}")  # fmt: skip
+            return found.tokenizer
+    return words.build(captions)
+
+
+def _batches(config: Experiment, source: Source, tokenizer: Tokenizer) -> Any:
+    return batches(
+        source,
+        functools.partial(words.encode, tokenizer, length=config.caption_length),
+        batch=config.train.batch,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+class _Show:
+    """What a method wants shown, from the same captions and noise each time."""
+
+    def __init__(
+        self,
+        config: Experiment,
+        method: ModuleType,
+        mesh: jax.sharding.Mesh,
+        frozen: Any,
+        source: Source,
+        tokenizer: Tokenizer,
+        folder: Path,
+    ):
+        self._config, self._method, self._frozen, self._folder = config, method, frozen, folder
         chosen = np.random.default_rng(config.seed).permutation(len(source))[:SHOWN]
-        captions = [source.captions[i][0] for i in chosen]
-    return captions, words.encode(tokenizer, captions, config.caption_length)
+        self._captions = list(config.shown) or [source.captions[i][0] for i in chosen]
+        ids = words.encode(tokenizer, self._captions, config.caption_length)
+        even = len(ids) % mesh.size == 0
+        self._ids = jax.device_put(
+            ids, meshes.over_batch(mesh) if even else meshes.replicated(mesh)
+        )
+        self._program = None
+        if hasattr(method, "sample"):
+            self._program = jax.jit(functools.partial(method.sample, config), static_argnums=3)
 
+    def during(self, state: State, step: int, log: MetricsLog) -> None:
+        """A grid in the folder and on TensorBoard."""
+        if self._program:
+            columns = [(title, images) for title, images, _ in self._drawn(state, timed=False)]
+            picture = pictures.grid(columns, self._captions, self._scale)
+            pictures.save(picture, self._folder / f"step_{step:06d}.png")
+            log.picture(step, "samples", np.asarray(picture))
 
-def _program(config: Any, method: Any) -> Any:
-    """The compiled sampler: (weights, key, caption ids, sampler) to uint8 images."""
-    return jax.jit(functools.partial(method.sample, config), static_argnums=3)
+    def final(self, state: State) -> None:
+        """The last grid, with times, and the table of times."""
+        if not self._program:
+            return
+        rows = self._drawn(state, timed=True)
+        columns = [(f"{title}\n{seconds:.4f} s/image", images) for title, images, seconds in rows]
+        path = self._folder / "final.png"
+        pictures.save(pictures.grid(columns, self._captions, self._scale), path)
+        width = max(len(title) for title, _, _ in rows)
+        print(f"{'':{width}}  seconds per image, {len(self._captions)} at once")
+        for title, _, seconds in rows:
+            print(f"{title:{width}}  {seconds:.4f}")
+        print(f"samples: {path}", flush=True)
 
-
-def _draw(
-    program: Any,
-    config: Any,
-    method: Any,
-    frozen: Any,
-    ids: np.ndarray,
-    state: State,
-    timed: bool = False,
-) -> list[tuple[str, np.ndarray, float]]:
-    """(title, images, seconds per image) of each way that the method wants shown."""
-    rows = []
-    key = jax.random.key(config.seed)
-    for title, weights, sampler in method.shown(config, state, frozen):
-        images = np.asarray(program(weights, key, ids, sampler))
-        seconds = float("nan")
-        if timed:
+    def _drawn(self, state: State, timed: bool) -> list[tuple[str, np.ndarray, float]]:
+        assert self._program
+        key = jax.random.key(self._config.seed)
+        rows = []
+        for title, weights, sampler in self._method.shown(self._config, state, self._frozen):
+            images = np.asarray(self._program(weights, key, self._ids, sampler))
             times = []
-            for _ in range(3):
+            for _ in range(TIMED if timed else 0):
                 start = time.monotonic()
-                np.asarray(program(weights, key, ids, sampler))
-                times.append(time.monotonic() - start)
-            seconds = float(np.median(times)) / len(ids)
-        rows.append((title, images, seconds))
-    return rows
+                self._program(weights, key, self._ids, sampler).block_until_ready()
+                times.append((time.monotonic() - start) / len(images))
+            rows.append((title, images, float(np.median(times)) if times else float("nan")))
+        return rows
 
-
-def _finish(folder: Path, rows: list, captions: list[str], scale: int) -> None:
-    columns = [(f"{title}\n{seconds:.3f} s/image", images) for title, images, seconds in rows]
-    path = folder / "samples" / "final.png"
-    pictures.save(pictures.grid(columns, captions, scale), path)
-    width = max(len(title) for title, _, _ in rows)
-    print(f"{'':{width}}  seconds per image (batch of {len(captions)})")
-    for title, _, seconds in rows:
-        print(f"{title:{width}}  {seconds:.4f}")
-    print(f"samples: {path}")
-
-
-def _scale(size: int) -> int:
-    return max(1, 64 // size)
+    @property
+    def _scale(self) -> int:
+        return max(1, 64 // self._config.data.size)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,15 @@ def frozen(config: Add, filled: dict[str, Any]) -> dict[str, Any]:
     return {"teacher": teacher["unet"], "text": teacher["text"], "eyes": filled["features"]}
 
 
+def frozen_shapes(config: Add) -> dict[str, Any]:
+    """A tree of the shapes of `frozen`, for planning."""
+    key = jax.random.key(0)
+    teacher = denoiser.init(config.model, config.data.size, key)
+    image = jnp.zeros((1, config.judge.resize, config.judge.resize, 3))
+    eyes = EfficientNetLite0().init(key, image)
+    return {"teacher": teacher["unet"], "text": teacher["text"], "eyes": eyes}
+
+
 def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state: the student from the teacher's weights, the judge's heads at random."""
     student_key, judge_key = jax.random.split(key)

@@ -40,6 +40,11 @@ def frozen(config: Classifier, filled: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def frozen_shapes(config: Classifier) -> dict[str, Any]:
+    """A tree of the shapes of `frozen`, for planning."""
+    return frozen(config, {})
+
+
 def init(config: Classifier, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the classifier."""
     del frozen

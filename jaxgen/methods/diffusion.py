@@ -41,6 +41,11 @@ def frozen(config: Diffusion, filled: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def frozen_shapes(config: Diffusion) -> dict[str, Any]:
+    """A tree of the shapes of `frozen`, for planning."""
+    return frozen(config, {})
+
+
 def init(config: Diffusion, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the generator, text encoder and UNet together."""
     del frozen

@@ -59,14 +59,16 @@ class Checkpoints:
             )
 
     def restore(
-        self, target: State, say: Callable[[str], None]
+        self, target: State, say: Callable[[str], None], mend: bool
     ) -> tuple[State, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None where there is none at all.
 
         `target` gives shapes and shardings. An unreadable checkpoint is named through `say` and the
-        one before it is tried; if all are unreadable this raises UserError: never a silent restart.
+        one before it is tried; with `mend` it is set aside, to make room for a good one. If all are
+        unreadable this raises UserError: never a silent restart.
         """
         steps = self.steps()
+        unreadable = []
         for step in reversed(steps):
             try:
                 found = self._manager.restore(
@@ -75,11 +77,14 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
                     ),
                 )
-                return found["state"], found["data"]
             except Exception as error:  # whatever a damaged file makes the reader raise
                 reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
                 say(f"checkpoint {step} cannot be read ({type(error).__name__}: {reason})")
-                self._unreadable(step)
+                unreadable.append(step)
+            else:
+                for bad in unreadable if mend else ():
+                    self._set_aside(bad)
+                return found["state"], found["data"]
         if steps:
             raise UserError(
                 f"none of the checkpoints {steps} in {self.folder} can be read; "
@@ -93,7 +98,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         self._manager.close()
 
-    def _unreadable(self, step: int) -> None:
+    def _set_aside(self, step: int) -> None:
         path = self.folder / str(step)
         if jax.process_index() == 0 and path.is_dir():
             path.rename(self.folder / f"unreadable-{step}")

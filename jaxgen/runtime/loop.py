@@ -110,7 +110,7 @@ def _start(
     target = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
     )
-    found = checkpoints.restore(target, print)
+    found = checkpoints.restore(target, print, mend=True)
     if found is None:
         # Compiling initialisers costs more than running them unoptimised.
         options = {"xla_backend_optimization_level": 0}

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ FREE += ("train.checkpoint_every",)
 
 
 @contextlib.contextmanager
-def opened(config: Experiment, method: str, tokenizer: Tokenizer) -> Iterator[Path]:
+def opened(
+    config: Experiment, method: str, tokenizer: Tokenizer, labels: Sequence[str] = ()
+) -> Iterator[Path]:
     """The run's folder, made or found again, locked against a second process.
 
     Raises UserError when the folder cannot be written, is in use, or holds a run of another config.
@@ -45,8 +47,8 @@ def opened(config: Experiment, method: str, tokenizer: Tokenizer) -> Iterator[Pa
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{folder} is in use by another process; wait, or use --name") from None
-        _same_config(folder, config)
-        _write(folder / CONFIG, _description(config, method))
+        _same_config(folder, config, method)
+        _write(folder / CONFIG, _description(config, method, labels))
         _write(folder / TOKENIZER, tokenizer.to_str())
         yield folder
 
@@ -76,20 +78,27 @@ def save_weights(folder: Path, weights: Any, step: int) -> None:
         files.save(folder / WEIGHTS, weights, {"step": str(step)})
 
 
-def _description(config: Experiment, method: str) -> str:
+def _description(config: Experiment, method: str, labels: Sequence[str]) -> str:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    values = {"method": method, "versions": versions, "config": json.loads(configs.to_json(config))}
+    values = {
+        "method": method,
+        "versions": versions,
+        "config": json.loads(configs.to_json(config)),
+        "labels": list(labels),
+    }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
-def _same_config(folder: Path, config: Experiment) -> None:
+def _same_config(folder: Path, config: Experiment, method: str) -> None:
     path = folder / CONFIG
     if not path.is_file():
         return
-    _, values, _ = description(folder)
+    its_method, values, _ = description(folder)
+    if its_method != method:
+        raise UserError(f"{folder} holds a {its_method} run, not a {method}; choose another --name")
     before = configs.from_json(type(config), json.dumps(values), str(path))
     for field, (old, new) in configs.differences(before, config).items():
         if not field.startswith(FREE):

@@ -1,0 +1,91 @@
+"""The smallest networks that have every part, and a batch for them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.config import Data, Optimizer, Train
+from jaxgen.diffusion import denoiser
+from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.methods.add import Add
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.models.judge import JudgeConfig
+from jaxgen.models.unet import UNetConfig
+from jaxgen.text.encoder import TextConfig
+from jaxgen.weights.efficientnet import load_efficientnet_lite0
+
+SIZE, BATCH, LENGTH, VOCABULARY = 16, 8, 6, 40
+
+MODEL = Denoiser(
+    text=TextConfig(vocabulary=VOCABULARY, width=16, layers=1, heads=2, length=LENGTH),
+    unet=UNetConfig(
+        patch=2,
+        block_out=(16, 16),
+        layers=1,
+        attention=(False, True),
+        transformer_depth=(1, 1),
+        heads=(1, 1),
+        context_width=16,
+        groups=4,
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def diffusion_config() -> Diffusion:
+    return Diffusion(
+        name="tiny",
+        data=Data(size=SIZE),
+        model=MODEL,
+        train=Train(steps=100, batch=BATCH),
+        optimizer=Optimizer(learning_rate=1e-3, warmup=0, decay="constant"),
+    )
+
+
+@pytest.fixture(scope="session")
+def add_config(diffusion_config: Diffusion) -> Add:
+    return Add(
+        name="tiny-add",
+        data=diffusion_config.data,
+        model=MODEL,
+        judge=JudgeConfig(taps=(1, 2), resize=32, augment=("color", "translation", "cutout")),
+        train=diffusion_config.train,
+        optimizer=diffusion_config.optimizer,
+        judge_optimizer=dataclasses.replace(diffusion_config.optimizer, learning_rate=3e-3),
+    )
+
+
+@pytest.fixture(scope="session")
+def batch() -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (BATCH, 1, 1, 3))
+    noise = rng.integers(-20, 21, (BATCH, SIZE, SIZE, 3))
+    caption = np.zeros((BATCH, LENGTH), np.int32)
+    caption[:, 0], caption[:, 1], caption[:, 2] = 2, np.arange(BATCH) + 4, 3
+    return {
+        "image": jnp.asarray(np.clip(colours + noise, 0, 255), jnp.uint8),
+        "caption": jnp.asarray(caption),
+        "label": jnp.zeros((BATCH,), jnp.int32),
+    }
+
+
+@pytest.fixture(scope="session")
+def frozen() -> dict[str, Any]:
+    """Teacher and eyes; nothing is left at zero, which would make tests of gradients vacuous."""
+    weights = jax.jit(lambda key: denoiser.init(MODEL, SIZE, key))(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(weights)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [
+        leaf + 0.05 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    weights = jax.tree.unflatten(tree, leaves)
+    return {
+        "teacher": weights["unet"],
+        "text": weights["text"],
+        "eyes": load_efficientnet_lite0(),
+    }

@@ -1,0 +1,218 @@
+"""Adversarial diffusion distillation: what each player sees, and which way gradients go."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.diffusion import denoiser
+from jaxgen.diffusion import schedule as schedules
+from jaxgen.errors import UserError
+from jaxgen.methods import add
+from jaxgen.methods.add import Add
+from jaxgen.models.judge import Judge
+from jaxgen.pixels import to_unit
+
+
+@pytest.fixture(scope="module")
+def state(add_config: Add, frozen):
+    return jax.jit(functools.partial(add.init, add_config))(frozen, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def x0(batch):
+    return to_unit(batch["image"])
+
+
+@pytest.fixture(scope="module")
+def text(add_config: Add, frozen, batch):
+    return denoiser.encode(add_config.model, frozen["text"], batch["caption"])
+
+
+def normal(name: str, like: jax.Array) -> jax.Array:
+    return jax.random.normal(jax.random.key(sum(name.encode())), like.shape)
+
+
+def test_the_student_starts_as_the_teacher_or_at_random(add_config: Add, frozen, state) -> None:
+    jax.tree.map(np.testing.assert_array_equal, state.params["student"], frozen["teacher"])
+    random = dataclasses.replace(add_config, initialise="random")
+    other = jax.jit(functools.partial(add.init, random))(frozen, jax.random.key(0))
+    kernel = other.params["student"]["conv_in"]["kernel"]
+    assert np.abs(kernel - frozen["teacher"]["conv_in"]["kernel"]).max() > 0.05
+
+
+def test_student_timesteps_are_the_four_and_the_last_is_pure_noise(add_config: Add, x0) -> None:
+    s = np.asarray(add.student_timesteps(add_config, jax.random.key(0), 4000))
+    values, counts = np.unique(s, return_counts=True)
+    np.testing.assert_array_equal(values, [249, 499, 749, 999])
+    assert counts.min() > 850
+    turbo = dataclasses.replace(add_config, spacing="turbo")
+    s = np.unique(add.student_timesteps(turbo, jax.random.key(0), 400))
+    np.testing.assert_array_equal(s, [699, 799, 899, 999])
+    eps = normal("eps", x0)
+    for kind in ("flow", "scaled_linear"):  # the second has some image left at its own end
+        schedule = schedules.Schedule(kind=kind)
+        config = dataclasses.replace(
+            add_config, model=dataclasses.replace(add_config.model, schedule=schedule)
+        )
+        last = jnp.full(len(x0), 999.0)
+        pure = add.student_input(config, x0, eps, last)
+        np.testing.assert_array_equal(pure, add.student_input(config, -3 * x0, eps, last))
+        np.testing.assert_allclose(pure, eps * schedule.sigmas()[-1], rtol=1e-6)
+
+
+def test_the_teacher_is_fed_the_student_output_noised_again(
+    add_config: Add, frozen, x0, text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def predict(config, unet, x_t, t, text):
+        seen.append((x_t, t))
+        return x_t
+
+    monkeypatch.setattr(denoiser, "predict_x0", predict)
+    fake, eps, t = 0.5 * x0, normal("eps", x0), jnp.linspace(10.0, 999.0, len(x0))
+    add.teacher_target(add_config, frozen, fake, eps, t, text)
+    ((x_t, at),) = seen
+    alpha, sigma = add_config.model.schedule.at(t)
+    expected = alpha[:, None, None, None] * fake + sigma[:, None, None, None] * eps
+    np.testing.assert_allclose(x_t, expected, rtol=1e-6)
+    np.testing.assert_array_equal(at, t)
+
+
+@pytest.mark.parametrize("weighting", ["exponential", "nfsd"])
+def test_no_gradient_reaches_the_teacher_nor_the_student_through_the_target(
+    add_config: Add, frozen, x0, text, weighting
+) -> None:
+    config = dataclasses.replace(add_config, weighting=weighting)
+    t, eps = jnp.linspace(100.0, 999.0, len(x0)), normal("eps", x0)
+
+    @jax.jit
+    def gradients(frozen, fake):
+        def loss(frozen, fake):
+            target = add.teacher_target(config, frozen, fake, eps, t, text)
+            return add.distillation_loss(config, fake, target, t)
+
+        target = add.teacher_target(config, frozen, fake, eps, t, text)
+        networks = {name: frozen[name] for name in ("teacher", "text")}
+        return jax.grad(lambda n, f: loss({**frozen, **n}, f), (0, 1))(networks, fake), target
+
+    (to_networks, to_fake), target = gradients(frozen, 0.3 * x0)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(to_networks))
+    alpha, sigma = config.model.schedule.at(t)
+    c = (alpha if weighting == "exponential" else alpha * sigma / 2)[:, None, None, None]
+    np.testing.assert_allclose(to_fake, 2 * c * (0.3 * x0 - target) / x0.size, rtol=1e-4, atol=1e-9)
+
+
+def test_sds_weighting_is_the_score_distillation_gradient(add_config: Add, x0) -> None:
+    """c(t) = α/(2σ)·w(t), w = σ²: half the gradient of ‖·‖² is w·(ε̂ - ε)·∂x̂ (Poole et al. 2022)."""
+    config = dataclasses.replace(add_config, weighting="sds")
+    t, eps = jnp.linspace(50.0, 950.0, len(x0)), normal("eps", x0)
+    alpha, sigma = (level[:, None, None, None] for level in config.model.schedule.at(t))
+    fake, target = 0.4 * x0, normal("target", x0)
+    eps_hat = (alpha * fake + sigma * eps - alpha * target) / sigma
+    got = jax.grad(lambda f: add.distillation_loss(config, f, target, t))(fake)
+    np.testing.assert_allclose(got, sigma**2 * (eps_hat - eps) / x0.size, rtol=1e-3, atol=1e-8)
+
+
+def test_teacher_steps_follow_ddim(
+    add_config: Add, frozen, x0, text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under an exact denoiser of Gaussian data the target is the mean whatever the steps are."""
+    calls = []
+
+    def predict(config, unet, x_t, t, text):
+        calls.append(t)
+        alpha, sigma = (level[:, None, None, None] for level in config.schedule.at(t))
+        return alpha / (alpha**2 + sigma**2) * x_t  # E[x0 | x_t] for x0 ~ N(0, 1)
+
+    monkeypatch.setattr(denoiser, "predict_x0", predict)
+    t, eps = jnp.full(len(x0), 799.0), normal("eps", x0)
+    config = dataclasses.replace(add_config, teacher_steps=4)
+    add.teacher_target(config, frozen, x0, eps, t, text)
+    np.testing.assert_allclose([c[0] for c in calls], [799, 599.25, 399.5, 199.75], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def step(add_config: Add):
+    """A train step with the two weights and the two learning rates as arguments, compiled once."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(config, state, frozen, batch):
+        return add.train_step(config, state, frozen, batch)
+
+    return run
+
+
+def moved(before, after) -> float:
+    return max(
+        float(jnp.abs(a - b).max())
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    )
+
+
+def test_the_judge_alone_moves_the_student_and_nothing_frozen(
+    add_config: Add, frozen, state, batch, step
+) -> None:
+    config = dataclasses.replace(add_config, distillation=0.0)
+    after, metrics = step(config, state, frozen, batch)
+    assert metrics["student_gradient"] > 1e-4
+    assert moved(state.params["student"], after.params["student"]) > 1e-4
+    assert moved(state.params["judge"], after.params["judge"]) > 1e-4
+    assert set(after.params) == {"student", "judge"}, "nothing frozen is in the state"
+    assert set(after.ema) == {"student"}
+    assert after.step == state.step + 1
+
+
+def test_one_batch_improves_the_measures_of_both_players(
+    add_config: Add, frozen, state, batch, step
+) -> None:
+    first = None
+    for _ in range(12):
+        state, metrics = step(
+            add_config, state.replace(step=jnp.zeros((), jnp.int32)), frozen, batch
+        )
+        first = first or metrics
+    assert metrics["judge"] < 0.9 * first["judge"], "the judge learns to tell"
+    assert metrics["real_believed"] > metrics["fake_believed"]
+    assert metrics["distillation"] < first["distillation"], "the student nears its teacher"
+
+
+def test_judge_losses_have_the_right_signs(add_config: Add, frozen, state, x0, text) -> None:
+    """Only judging differs: swapping real and fake swaps the two hinge terms."""
+    features, c_img = add.look(add_config, frozen["eyes"], x0)
+    other, _ = add.look(add_config, frozen["eyes"], -x0)
+    conditions = (text.pooled, c_img)
+    params = state.params["judge"]
+
+    def means(features):
+        logits = Judge(add_config.judge).apply({"params": params}, features, *conditions)
+        return [
+            (float(jnp.maximum(0, 1 - x).mean()), float(jnp.maximum(0, 1 + x).mean()))
+            for x in logits
+        ]
+
+    _, metrics = add.loss_of_judge(add_config, params, features, other, conditions)
+    expected = sum(real for real, _ in means(features)) + sum(fake for _, fake in means(other))
+    np.testing.assert_allclose(metrics["judge"], expected, rtol=1e-5)
+    assert metrics["r1"] > 0
+
+
+def test_what_does_not_fit_names_both_sides(add_config: Add, diffusion_config) -> None:
+    add_config.accept("teacher", diffusion_config, "runs/t")
+    larger = dataclasses.replace(
+        diffusion_config, data=dataclasses.replace(diffusion_config.data, size=32)
+    )
+    with pytest.raises(UserError, match=r"data\.size is 16, that of the teacher runs/t is 32"):
+        add_config.accept("teacher", larger, "runs/t")
+    cosine = dataclasses.replace(
+        diffusion_config,
+        model=dataclasses.replace(
+            diffusion_config.model, schedule=schedules.Schedule(kind="cosine"), prediction="v"
+        ),
+    )
+    with pytest.raises(UserError, match=r"model\.schedule.*flow.*cosine"):
+        add_config.accept("teacher", cosine, "runs/t")

@@ -1,0 +1,89 @@
+"""Configs: found by name or path, overridden, saved; bad input in one line."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxgen import cli
+from jaxgen import config as configs
+from jaxgen.errors import UserError
+
+
+@pytest.mark.parametrize("name", configs.known())
+def test_every_config_checks_is_hashable_survives_json_and_says_what_it_takes(name: str) -> None:
+    config = configs.load(name)
+    config.check()
+    assert hash(config) == hash(dataclasses.replace(config))
+    assert configs.from_json(type(config), configs.to_json(config), "here") == config
+    text = (Path(configs.__file__).parent.parent / "configs" / f"{name}.py").read_text()
+    assert f"--config={name}" in text.split('"""')[1], "the docstring gives the command"
+    assert config.name == name
+
+
+def test_fields_are_overridden_at_any_depth() -> None:
+    config = cli.configured(
+        ["--config=diffusion", "--optimizer.learning-rate", "3e-4", "--train.steps=7"], "train"
+    )
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.train.steps == 7
+    before = configs.load("diffusion")
+    assert set(configs.differences(before, config)) == {"optimizer.learning_rate", "train.steps"}
+
+
+def test_a_config_may_be_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from jaxgen.methods.diffusion import Diffusion\nconfig = Diffusion(name='mine')"
+    )
+    assert cli.configured([f"--config={file}"], "train").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=diffusin"], ["diffusin", "did you mean diffusion?", "add"]),
+        (["--config="], ["--config needs a name"]),
+        (["--optimizer.learning-rat", "1"], ["did you mean --optimizer.learning-rate?"]),
+        (["--train.steps", "many"], ["--train.steps", "many"]),
+        (["--train.steps", "0"], ["--train.steps is 0"]),
+        (["--train.batch=-4"], ["--train.batch is -4"]),
+        (["--train.ema=1.5"], ["--train.ema is 1.5"]),
+        (["--name", "../elsewhere"], ["--name"]),
+        (["--sampler-steps", "0"], ["0", "1 to 1000"]),
+        (["--sampler-steps", "1001"], ["1001", "1 to 1000"]),
+        (["--data.size", "30"], ["--data.size 30", "multiple of 8"]),
+        (["--model.text.width", "128"], ["128", "64"]),
+        (["--model.prediction", "epsilon"], ["epsilon"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(arguments: list[str], words: list[str]) -> None:
+    if not arguments[0].startswith("--config"):
+        arguments = ["--config=diffusion", *arguments]
+    with pytest.raises(UserError) as caught:
+        cli.configured(arguments, "train")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert all(word in line for word in words), line
+
+
+def test_a_config_that_does_not_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("config = nothing")
+    (tmp_path / "empty.py").write_text("x = 1")
+    with pytest.raises(UserError, match=r"broken\.py does not run: NameError"):
+        configs.load(str(tmp_path / "broken.py"))
+    with pytest.raises(UserError, match=r"empty\.py binds no `config`"):
+        configs.load(str(tmp_path / "empty.py"))
+
+
+def test_help_lists_every_option_with_default_and_explanation(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.configured(["--config=add", "--help"], "train")
+    assert not stop.value.code
+    text = " ".join(capsys.readouterr().out.split())
+    for option in ("--optimizer.learning-rate", "--teacher", "--judge.taps", "--data.name"):
+        assert option in text
+    assert "λ, the weight of the distance to the teacher" in text
+    assert "default: 2.5" in text
