@@ -3,3 +3,5 @@
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+pytest_plugins = ("tiny",)

@@ -1,0 +1,173 @@
+"""The loop and its checkpoints, with a method small enough to reason about."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.config import Mesh
+from jaxgen.errors import UserError
+from jaxgen.runtime import loop
+from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime import metrics as logs
+from jaxgen.runtime.checkpoints import Checkpoints
+from jaxgen.state import State
+
+
+@dataclasses.dataclass
+class Counted:
+    """Batches that hold their own number."""
+
+    position: int = 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.position += 1
+        return {"n": np.full((8,), self.position, np.float32)}
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next_index": self.position}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.position = state["next_index"]
+
+
+def init(frozen: Any) -> State:
+    params = {"p": jnp.zeros(3)}
+    return State(jnp.zeros((), jnp.int32), params, params, {"p": jnp.ones(3)})
+
+
+def train_step(state: State, frozen: Any, batch: Any, poison: int = -1) -> tuple[State, Any]:
+    """Every number depends on all batches before, and on their order."""
+    p = state.params["p"] * 1.01 + jnp.sin(batch["n"].mean()) + frozen
+    broken = jnp.where(state.step + 1 == poison, jnp.nan, 0.0)
+    new = State(state.step + 1, {"p": p}, {"p": p / 2}, state.opt_state)
+    return new, {"loss": jnp.sum(p**2), "penalty": p[0] + broken}
+
+
+def fit(folder: Path, steps: int, every: int = 5, step=train_step, sample=None, data=None) -> State:
+    checkpoints = Checkpoints(folder / "checkpoints", every)
+    try:
+        return loop.fit(
+            title="toy",
+            mesh=meshes.make(Mesh(), 8),
+            init=init,
+            train_step=step,
+            frozen=jnp.ones(()),
+            data=data or Counted(),
+            steps=steps,
+            batch=8,
+            log_every=1,
+            checkpoints=checkpoints,
+            open_log=functools.partial(logs.MetricsLog, folder),
+            sample=sample or (lambda *_: None),
+            sample_every=1 if sample else 0,
+        )
+    finally:
+        checkpoints.close()
+
+
+def same(a: State, b: State) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> State:
+    return fit(tmp_path / "whole", 23)
+
+
+def test_a_resumed_run_is_the_undisturbed_one(whole: State, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    fit(folder, 12)
+    same(fit(folder, 23), whole)
+    assert [m["step"] for m in logs.read(folder)] == list(range(1, 24))
+    assert logs.read(folder) == logs.read(tmp_path / "whole")
+
+
+def test_an_interrupted_run_saves_where_it_is_and_goes_on(
+    whole: State, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def stop(state: State, step: int, log: Any) -> None:
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(loop.Interrupted, match="after step 9"):
+        fit(tmp_path / "cut", 23, every=100, sample=stop)
+    same(fit(tmp_path / "cut", 23), whole)
+    assert "going on from the checkpoint of step 9" in capsys.readouterr().out
+
+
+def test_a_term_that_is_not_finite_stops_the_run_by_name_and_spares_the_checkpoint(
+    whole: State, tmp_path: Path
+) -> None:
+    folder = tmp_path / "poisoned"
+    with pytest.raises(UserError, match=r"penalty is nan at step 13"):
+        fit(folder, 23, step=functools.partial(train_step, poison=13))
+    assert Checkpoints(folder / "checkpoints", 5).steps()[-1] == 10
+    same(fit(folder, 23), whole)
+
+
+def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
+    fit(tmp_path, 40)  # the loss grows, so the first checkpoint is the best one
+    assert Checkpoints(tmp_path / "checkpoints", 5).steps() == [5, 35, 40]
+
+
+def damage(folder: Path, step: int) -> None:
+    for file in (folder / "checkpoints" / str(step)).rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
+    whole: State, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "cut"
+    fit(folder, 20)
+    damage(folder, 20)
+    same(fit(folder, 23), whole)
+    out = capsys.readouterr().out
+    assert "checkpoint 20 cannot be read" in out
+    assert "going on from the checkpoint of step 15" in out
+
+
+def test_never_a_silent_restart(tmp_path: Path) -> None:
+    fit(tmp_path, 20)
+    for step in (5, 15, 20):
+        damage(tmp_path, step)
+    with pytest.raises(UserError, match=r"none of the checkpoints \[5, 15, 20\] .* can be read"):
+        fit(tmp_path, 23)
+
+
+def test_a_full_disk_is_one_line_and_the_good_checkpoint_survives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path, 10)
+    before = shutil.copytree(tmp_path / "checkpoints" / "10", tmp_path / "copy")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 5)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    state = init(None)
+    with pytest.raises(UserError, match=r"No space left on device.*good ones are kept: \[5, 10\]"):
+        checkpoints.save(15, state, {}, 1.0)
+    for file in before.rglob("*"):
+        if file.is_file():
+            kept = tmp_path / "checkpoints" / "10" / file.relative_to(before)
+            assert kept.read_bytes() == file.read_bytes()
+
+
+def test_a_metrics_log_cut_short_by_a_kill_is_mended(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    log = logs.MetricsLog(tmp_path, 1)
+    log.write(2, {"loss": 1.0})
+    log.close()
+    assert logs.read(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]

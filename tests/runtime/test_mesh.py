@@ -1,0 +1,81 @@
+"""Meshes: who gets what, and the same numbers on any of them."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen.config import Mesh
+from jaxgen.errors import UserError
+from jaxgen.runtime import mesh as meshes
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shape"),
+    [
+        (Mesh(), (8, 1)),
+        (Mesh(data=4, fsdp=2), (4, 2)),
+        (Mesh(data=2, fsdp=-1), (2, 4)),
+        (Mesh(data=1), (1, 1)),
+    ],
+)
+def test_a_mesh_is_what_was_asked_for(mesh: Mesh, shape: tuple[int, int]) -> None:
+    assert tuple(meshes.make(mesh, 16).shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "words"),
+    [
+        (Mesh(data=16), 16, "16 x 1 needs 16 devices; there are 8"),
+        (Mesh(), 12, "--train.batch 12 does not divide over 8 x 1 devices"),
+        (Mesh(data=-1, fsdp=-1), 16, "at most one of them -1"),
+        (Mesh(data=0), 16, "--mesh.data 0"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_one_line(mesh: Mesh, batch: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        meshes.make(mesh, batch)
+
+
+def test_large_arrays_are_split_over_fsdp_and_small_ones_copied() -> None:
+    mesh = meshes.make(Mesh(data=2, fsdp=4), 8)
+    shapes = {
+        "large": jax.ShapeDtypeStruct((3, 512, 128), np.float32),
+        "small": jax.ShapeDtypeStruct((512,), np.float32),
+        "odd": jax.ShapeDtypeStruct((511, 513), np.float32),
+    }
+    where = meshes.over_parameters(mesh, shapes)
+    assert where["large"].shard_shape((3, 512, 128)) == (3, 128, 128)
+    assert where["small"].is_fully_replicated
+    assert where["odd"].is_fully_replicated
+
+
+@pytest.mark.parametrize("name", ["diffusion", "add"])
+def test_two_steps_on_eight_devices_give_the_losses_of_one(
+    name: str, diffusion_config, add_config, frozen, batch
+) -> None:
+    from jaxgen import methods
+
+    config = {"diffusion": diffusion_config, "add": add_config}[name]
+    method = methods.of(config)
+    losses = {}
+    for shape in (Mesh(data=1), Mesh(data=4, fsdp=2)):
+        mesh = meshes.make(shape, 8)
+        fixed = jax.device_put(frozen, meshes.replicated(mesh))
+        where = meshes.over_parameters(
+            mesh, jax.eval_shape(functools.partial(method.init, config), fixed, jax.random.key(0))
+        )
+        init = jax.jit(functools.partial(method.init, config), out_shardings=where)
+        state = init(fixed, jax.random.key(0))
+        step = jax.jit(functools.partial(method.train_step, config), out_shardings=(where, None))
+        found = []
+        for _ in range(2):
+            placed = meshes.put_batch(mesh, {k: np.asarray(v) for k, v in batch.items()})
+            state, metrics = step(state, fixed, placed)
+            found.append(jax.device_get(metrics))
+        losses[shape] = found
+    one, eight = losses.values()
+    for a, b in zip(one, eight, strict=True):
+        for term in a:
+            np.testing.assert_allclose(a[term], b[term], rtol=2e-4, atol=1e-6, err_msg=term)
