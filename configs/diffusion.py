@@ -23,7 +23,7 @@ config = Diffusion(
             groups=8,
         ),
         schedule=Schedule(kind="flow"),
-        prediction="flow",
+        prediction="x0",
     ),
     shown=(
         "red heart",
@@ -39,6 +39,7 @@ config = Diffusion(
         "sleeping face",
         "pomme rouge",
     ),
-    train=Train(steps=2400, batch=64, ema=0.999, log_every=50, sample_every=500),
+    weight="velocity",
+    train=Train(steps=2600, batch=32, ema=0.998, log_every=50, sample_every=500),
     optimizer=Optimizer(learning_rate=1e-3, warmup=200, decay="cosine"),
 )

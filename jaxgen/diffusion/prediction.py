@@ -16,8 +16,9 @@ from jaxgen.diffusion.schedule import Schedule, per_image
 from jaxgen.errors import UserError
 
 Prediction = Literal["epsilon", "x0", "v", "flow", "edm"]
-Weight = Literal["uniform", "min_snr", "edm"]
+Weight = Literal["uniform", "min_snr", "edm", "velocity"]
 SIGMA_DATA = 0.5
+LEAST_SIGMA = 0.05  # below it the velocity weight grows no more
 
 Images = Float[Array, "b ..."]
 Levels = Float[Array, "b"]
@@ -109,15 +110,22 @@ def weight(
     """The factor of each image's squared error between the network's output and its target.
 
     `uniform` is 1. `min_snr` weighs the error of x0 by min(SNR, gamma) (Hang et al. 2023, eq. 7),
-    `edm` by SNR + 1/sigma_data² (Karras et al. 2022, table 1: (σ² + σ_data²)/(σ·σ_data)²). Both are
-    restated for the network's output, whose error is that of x0 divided by |∂x0/∂output|; so
+    `edm` by SNR + 1/sigma_data² (Karras et al. 2022, table 1: (σ² + σ_data²)/(σ·σ_data)²),
+    `velocity` by 1/sigma², which is the flow velocity's own error (Li & He 2025, arXiv 2511.13720,
+    section 4, where a network predicts x0 and is graded by velocity). All are restated for the
+    network's output, whose error is that of x0 divided by |∂x0/∂output|; so
     min_snr is min(SNR, gamma)/SNR for epsilon and min(SNR, gamma)/(SNR + 1) for v, and `edm` is 1
     for the edm prediction.
     """
     if weighting == "uniform":
         return jnp.ones_like(sigma)
     snr = (alpha / sigma) ** 2
-    x0_weight = jnp.minimum(snr, gamma) if weighting == "min_snr" else snr + 1 / SIGMA_DATA**2
+    if weighting == "min_snr":
+        x0_weight = jnp.minimum(snr, gamma)
+    elif weighting == "edm":
+        x0_weight = snr + 1 / SIGMA_DATA**2
+    else:
+        x0_weight = 1 / jnp.maximum(sigma, LEAST_SIGMA) ** 2
     if kind == "x0":
         return x0_weight
     if kind == "epsilon":

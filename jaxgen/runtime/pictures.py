@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from font_roboto import Roboto
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,7 +22,7 @@ def grid(columns: Sequence[tuple[str, Images]], captions: Sequence[str], scale: 
       captions: what was asked for.
       scale: whole factor by which images are enlarged, without smoothing.
     """
-    font = ImageFont.load_default(TEXT)
+    font = ImageFont.truetype(Roboto, TEXT)
     side = columns[0][1].shape[1] * scale
     across = max(1, min(4, len(captions)))  # captions stand in this many blocks across
     down = -(-len(captions) // across)
@@ -50,7 +51,7 @@ def save(picture: Image.Image, path: Path) -> None:
     os.replace(partial, path)
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -1,0 +1,26 @@
+"""ADD on OpenMoji, 64 px, for one accelerator; its teacher is trained first.
+
+Command:  python -m jaxgen.train --config=add_64
+Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+"""
+
+from jaxgen import config as configs
+from jaxgen.config import Optimizer, Train
+from jaxgen.methods.add import Add
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.models.judge import JudgeConfig
+
+teacher = configs.load("diffusion_64")
+assert isinstance(teacher, Diffusion)
+
+config = Add(
+    name="add_64",
+    teacher="train",
+    teacher_config="diffusion_64",
+    data=teacher.data,
+    model=teacher.model,
+    judge=JudgeConfig(features="efficientnet-lite0", taps=(2, 4, 10, 15), resize=128),
+    train=Train(steps=10_000, batch=128, ema=0.999, sample_every=1000, checkpoint_every=500),
+    optimizer=Optimizer(learning_rate=2e-5, warmup=100, b1=0.0, b2=0.99),
+    judge_optimizer=Optimizer(learning_rate=2e-4, warmup=0, b1=0.0, b2=0.99, clip=10.0),
+)

@@ -1,0 +1,34 @@
+"""The teacher of `add_64`: text-conditioned flow matching on OpenMoji, 64 px, for one accelerator.
+
+Command:  python -m jaxgen.train --config=diffusion_64
+Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+"""
+
+from jaxgen.config import Data, Optimizer, Train
+from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.diffusion.schedule import Schedule
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.models.unet import UNetConfig
+from jaxgen.text.encoder import TextConfig
+
+config = Diffusion(
+    name="diffusion_64",
+    data=Data(name="openmoji", size=64),
+    model=Denoiser(
+        text=TextConfig(width=256, layers=4, heads=4, length=24),
+        unet=UNetConfig(
+            patch=2,
+            block_out=(128, 256, 384),
+            layers=2,
+            attention=(False, True, True),
+            transformer_depth=(1, 1, 1),
+            heads=(2, 4, 6),
+            context_width=256,
+            dtype="bfloat16",
+        ),
+        schedule=Schedule(kind="flow"),
+        prediction="flow",
+    ),
+    train=Train(steps=40_000, batch=256, ema=0.9995, sample_every=2000, checkpoint_every=1000),
+    optimizer=Optimizer(learning_rate=3e-4, warmup=1000),
+)

@@ -1,0 +1,235 @@
+"""The command lines, as a user runs them: in processes of their own, on pictures of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 60),
+    "blue": (40, 60, 220),
+    "yellow": (240, 220, 40),
+}
+FRENCH = {"red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune"}
+
+TEACHER = """
+from jaxgen.config import Data, Train
+from jaxgen.methods.diffusion import Diffusion
+from tiny import MODEL
+config = Diffusion(
+    name="teacher",
+    data=Data(name="imagefolder:pictures", size=16),
+    model=MODEL,
+    train=Train(steps=300, batch=8, log_every=1, sample_every=0, checkpoint_every=50),
+    sampler_steps=3,
+)
+"""
+STUDENT = """
+from jaxgen import config as configs
+from jaxgen.config import Train
+from jaxgen.methods.add import Add
+from jaxgen.models.judge import JudgeConfig
+teacher = configs.load("teacher.py")
+config = Add(
+    name="student",
+    teacher="train",
+    teacher_config="teacher.py",
+    data=teacher.data,
+    model=teacher.model,
+    judge=JudgeConfig(taps=(1,), resize=32),
+    train=Train(steps=4, batch=8, log_every=1, sample_every=2, checkpoint_every=2),
+    sampler_steps=3,
+)
+"""
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place to work: eight pictures with captions, and two configs."""
+    place = tmp_path_factory.mktemp("work")
+    pictures = place / "pictures"
+    pictures.mkdir()
+    lines = []
+    for name, colour in COLOURS.items():
+        for shape in ("square", "stripe"):
+            image = np.full((16, 16, 3), 255, np.uint8)
+            image[4:12, 4:12] = colour
+            if shape == "stripe":
+                image[:, 6:10] = colour
+            Image.fromarray(image).save(pictures / f"{name}_{shape}.png")
+            text = f"a {name} {shape}, un dessin {FRENCH[name]}"
+            lines.append(json.dumps({"file_name": f"{name}_{shape}.png", "text": text}))
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    (place / "teacher.py").write_text(TEACHER)
+    (place / "student.py").write_text(STUDENT)
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> subprocess.CompletedProcess:
+    return run(folder, "jaxgen.train", "--config=student.py", "--teacher-train-steps", "4")
+
+
+def test_train_prints_the_plan_trains_both_stages_and_names_its_pictures(
+    folder: Path, trained: subprocess.CompletedProcess
+) -> None:
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    plan = trained.stdout.split("data:")[0]
+    for words in ("1. teacher", "2. student", "4 steps of 8 images to do", "parameters: generator",
+                  "judge", "runs/student", "eyes (frozen) 4.65 M"):  # fmt: skip
+        assert words in plan
+    for title in ("teacher, 3 steps", "teacher, 1 step", "student, 1 step", "student, 4 steps"):
+        assert title in trained.stdout
+    assert "samples: runs/student/samples/final.png" in trained.stdout
+    pictures = {p.name for p in (folder / "runs/student/samples").iterdir()}
+    assert pictures == {"step_000002.png", "final.png"}
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "metrics.jsonl"):
+        assert (folder / "runs/student" / name).is_file()
+
+
+def test_train_again_finds_everything_done(folder: Path, trained) -> None:
+    again = run(folder, "jaxgen.train", "--config=student.py", "--teacher-train-steps", "4")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "teacher: finished" in again.stdout
+    assert "student: finished; samples: runs/student/samples" in again.stdout
+    assert "compil" not in again.stdout
+
+
+def test_a_run_of_another_config_is_refused_by_the_field(folder: Path, trained) -> None:
+    other = run(folder, "jaxgen.train", "--config=teacher.py", "--guidance=7", "--train.steps=5")
+    assert other.returncode == 2
+    assert other.stderr.strip().splitlines()[-1].startswith("jaxgen: runs/teacher holds a run with")
+    assert "guidance 3.0, not 7.0" in other.stderr
+    wrong = run(folder, "jaxgen.train", "--config=student.py", "--name=teacher")
+    assert wrong.returncode == 2
+    assert "runs/teacher holds a diffusion run, not a add" in wrong.stderr
+
+
+def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
+    folder: Path, trained
+) -> None:
+    drawn = run(
+        folder, "jaxgen.sample", "--run=runs/student", "--prompt", "un carré rouge",
+        "--prompt", "a blue square", "--steps=1", "--seed=0", "--out=both.png",
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr[-2000:]
+    assert "both.png: 2 image(s), 1 step(s)" in drawn.stdout
+    assert "carré" in drawn.stderr
+    assert "rouge" not in drawn.stderr.split("unknown")[-1].split(":")[-1]
+    assert Image.open(folder / "both.png").width > 32
+    alone = run(
+        folder, "jaxgen.sample", "--run=runs/student", "--prompt=a blue square", "--out=one.png"
+    )
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    assert Image.open(folder / "one.png").size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--run=runs/nothing", "--prompt=cat"], "runs/nothing is no run folder"),
+        (["--run=runs/student"], "--prompt is missing"),
+        (["--run=runs/student", "--prompt= "], "has no words"),
+        (["--run=runs/student", "--prompt=cat", "--steps=0"], "1 to 1000"),
+        (["--run=runs/student", "--prompt=cat", "--steps=1001"], "1 to 1000"),
+        (["--run=runs/student", "--prompt=cat", "--out=x.jpg"], "--out x.jpg"),
+        (["--run=runs/student", "--prompt=cat", "--out=no/where.png"], "no is no folder"),
+        (["--run=runs/student", "--prompt=cat", "--solver=magic"], "'magic'"),
+    ],
+)
+def test_sample_refuses_in_one_line_and_writes_nothing(
+    folder: Path, trained, arguments: list[str], words: str
+) -> None:
+    before = {p for p in folder.iterdir() if p.suffix == ".png"}
+    refused = run(folder, "jaxgen.sample", *arguments)
+    assert refused.returncode == 2, refused.stderr[-2000:]
+    line = refused.stderr.strip().splitlines()
+    assert len(line) == 1, refused.stderr
+    assert words in line[0]
+    assert {p for p in folder.iterdir() if p.suffix == ".png"} == before
+
+
+def test_train_refuses_a_folder_that_cannot_be_made(folder: Path, trained) -> None:
+    (folder / "file").write_text("")
+    refused = run(folder, "jaxgen.train", "--config=teacher.py", "--workdir=file/runs")
+    assert refused.returncode == 2
+    assert "file/runs" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxgen.train", "--config=teacher.py", f"--name={name}", *more],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def steps_logged(folder: Path) -> int:
+    log = folder / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.is_file() else 0
+
+
+def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
+    while steps_logged(folder) < step:
+        assert process.poll() is None, process.stdout and process.stdout.read()[-2000:]
+        time.sleep(0.02)
+
+
+def test_killed_and_resumed_is_bit_for_bit_undisturbed(folder: Path, trained) -> None:
+    assert start(folder, "whole").wait() == 0
+    killed = start(folder, "killed")
+    wait_for(killed, folder / "runs/killed", 120)
+    killed.kill()
+    killed.wait()
+    assert not (folder / "runs/killed/model.safetensors").exists(), "killed in mid-run"
+    cut = start(folder, "killed")
+    wait_for(cut, folder / "runs/killed", 170)
+    cut.send_signal(signal.SIGINT)
+    out, _ = cut.communicate()
+    assert cut.returncode == 130, out
+    assert "going on from the checkpoint of step" in out
+    assert "the same command goes on from there" in out
+    assert start(folder, "killed").wait() == 0
+    for name in ("model.safetensors", "metrics.jsonl"):
+        whole, mended = (folder / "runs" / r / name for r in ("whole", "killed"))
+        assert whole.read_bytes() == mended.read_bytes(), name
+
+
+def test_a_second_process_is_refused_while_one_runs(folder: Path, trained) -> None:
+    first = start(folder, "busy")
+    try:
+        wait_for(first, folder / "runs/busy", 1)
+        second = start(folder, "busy")
+        out, _ = second.communicate()
+        assert second.returncode == 2
+        assert "runs/busy is in use by another process" in out
+    finally:
+        first.kill()
+        first.wait()
