@@ -1,0 +1,136 @@
+"""Fair timing of compiled programs: interleaved, on a noisy machine, within a budget of seconds."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+SHARE = 0.25  # of the budget, that one program may take before the others had their chance
+SHORT = 2.0  # seconds; shorter first runs are mostly setting up, and a second tells the pace
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A program that is measured if the budget allows."""
+
+    label: str
+    """What it is called in progress lines."""
+    kind: str
+    """Candidates of a kind compile in about the same time and run in proportion to `work`."""
+    work: float
+    """Size of one run, in any unit (FLOPs)."""
+    function: Callable[..., Any]
+    """What is compiled."""
+    arguments: Callable[[], tuple[Any, ...]]
+    """Makes the arguments, placed on the devices, when its turn comes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What was measured of one program, in seconds."""
+
+    compile: float
+    """Tracing, lowering and compiling."""
+    runs: tuple[float, ...]
+    """Each run that counts; at least one before them does not."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.runs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    candidate: Candidate
+    compile: float
+    pace: float
+    """Seconds of one run, as far as is known before the runs that count."""
+    run: Callable[[], Any]
+
+
+def measure(
+    candidates: Sequence[Candidate], repeats: int, budget: float, say: Callable[[str], None]
+) -> list[Timing | str]:
+    """For each candidate its timing, or the reason why it was skipped.
+
+    The candidates are compiled and run in the order given, the most important first, each if what
+    it needs is likely to fit in what is left of `budget` seconds. That is judged by the candidates
+    of its kind before it: their median compile time, and their best time for a unit of work. One
+    that needs more than `SHARE` of the whole budget waits until the others had their chance. Then
+    all take turns, `repeats` times, so that a slow moment of the machine falls on all alike. Only
+    the first candidate of a kind, of which nothing is known, can overrun the budget. `say` gets a
+    line for every candidate that is compiled.
+    """
+    end = time.monotonic() + budget
+    known: dict[int, _Known] = {}
+    skipped: dict[int, str] = {}
+
+    def left() -> float:
+        promised = repeats * sum(known[n].pace for n in known.keys() - skipped.keys())
+        return end - time.monotonic() - promised
+
+    for last, most in ((False, SHARE * budget), (True, budget)):
+        for number, candidate in enumerate(candidates):
+            if number in known or number in skipped:
+                continue
+            compile, run = _expected(candidate, known.values())
+            need = compile + (1 + (run < SHORT) + repeats) * run
+            if need > min(left(), most):
+                if last:
+                    skipped[number] = (
+                        f"needs about {need:.0f} s ({compile:.0f} s to compile, {run:.3g} s a run),"
+                        f" of which {max(0.0, left()):.0f} s of the budget are left"
+                    )
+                continue
+            try:
+                found = known[number] = _tried(candidate)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                skipped[number] = "needs more memory than the device has"
+                continue
+            say(
+                f"{candidate.label}: compiled in {found.compile:.1f} s, "
+                f"runs in about {found.pace:.4f} s"
+            )
+            if left() < 0:
+                skipped[number] = (
+                    f"takes {found.pace:.3g} s a run: {repeats} more exceed the budget"
+                )
+    runs: dict[int, list[float]] = {n: [] for n in known if n not in skipped}
+    for _ in range(repeats):
+        for number, times in runs.items():
+            times.append(_seconds(known[number].run))
+    return [
+        skipped[n] if n in skipped else Timing(known[n].compile, (*runs[n],))
+        for n in range(len(candidates))
+    ]
+
+
+def _expected(candidate: Candidate, known: Iterable[_Known]) -> tuple[float, float]:
+    """Seconds to compile the candidate, and of one run; 0 where nothing like it is known."""
+    alike = [other for other in known if other.candidate.kind == candidate.kind]
+    compile = statistics.median([other.compile for other in alike] or [0.0])
+    pace = [other.pace / other.candidate.work for other in alike if other.candidate.work]
+    return compile, candidate.work * min(pace, default=0.0)
+
+
+def _tried(candidate: Candidate) -> _Known:
+    """The candidate, compiled and warm."""
+    arguments = candidate.arguments()
+    begun = time.perf_counter()
+    compiled = jax.jit(candidate.function).lower(*arguments).compile()
+    compile = time.perf_counter() - begun
+    pace = _seconds(lambda: compiled(*arguments))
+    if pace < SHORT:
+        pace = _seconds(lambda: compiled(*arguments))
+    return _Known(candidate, compile, pace, lambda: compiled(*arguments))
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - begun
