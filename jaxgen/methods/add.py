@@ -26,7 +26,7 @@ from jaxgen.diffusion.schedule import per_image
 from jaxgen.errors import UserError
 from jaxgen.methods.text_to_image import TextToImage, check_sampler, sample, seen_words
 from jaxgen.models import judge as judges
-from jaxgen.models.augment import diffaug
+from jaxgen.models.augment import diffaug, resize_area
 from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.judge import Judge, JudgeConfig
 from jaxgen.pixels import mirrored, to_unit
@@ -34,6 +34,8 @@ from jaxgen.state import Batch, Metrics, State, moving_average, stream
 from jaxgen.text.encoder import TextFeatures
 
 Images = Float[Array, "b h w c"]
+Features = list[Float[Array, "b n c"]]
+Conditions = tuple[Float[Array, "b d"], Float[Array, "b e"]]  # caption, real image
 __all__ = ["check_sampler", "sample", "seen_words"]  # shared functions of this method
 
 Weighting = Literal["exponential", "sds", "nfsd"]
@@ -133,7 +135,7 @@ def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
     caption = jnp.zeros((2, config.model.text.length), jnp.int32)
     features, c_img = look(config, frozen["eyes"], image)
     c_text = denoiser.encode(config.model, frozen["text"], caption).pooled
-    judge = Judge(config.judge).init(judge_key, features, *_conditions(config, c_text, c_img))
+    judge = Judge(config.judge).init(judge_key, features, c_text, c_img)
     params = {"student": student, "judge": judge["params"]}
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -166,14 +168,17 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     fake, student_vjp = jax.vjp(student, state.params["student"])
 
     # The judge: hinge on real and fake, and R1 (eq. 3).
-    augment_real, augment_fake = random("augment real"), random("augment fake")
+    policy = config.judge.augment
 
-    def seen(key: PRNGKeyArray, image: Images) -> list[Float[Array, "b n c"]]:
-        return look(config, frozen["eyes"], diffaug(key, image, config.judge.augment))[0]
+    def seen(image: Images) -> Features:
+        return look(config, frozen["eyes"], diffaug(random("augment fake"), image, policy))[0]
 
-    real_features = seen(augment_real, x0)
-    fake_features, eyes_vjp = jax.vjp(lambda image: seen(augment_fake, image), fake)
-    conditions = _conditions(config, text.pooled, look(config, frozen["eyes"], x0)[1])
+    # One pass for the real images twice, augmented to be judged and as they are to condition on;
+    # an image's two rows are neighbours, so that sharding keeps them together.
+    real = rearrange([diffaug(random("augment real"), x0, policy), x0], "two b ... -> (b two) ...")
+    features, vectors = look(config, frozen["eyes"], real)
+    real_features, conditions = [tokens[::2] for tokens in features], (text.pooled, vectors[1::2])
+    fake_features, eyes_vjp = jax.vjp(seen, fake)
 
     def judge_loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
         return loss_of_judge(config, params, real_features, fake_features, conditions)
@@ -187,9 +192,8 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     )
 
     # The student: the judge's verdict and the distance to the teacher (eq. 1).
-    def adversarial(features: list[Float[Array, "b n c"]]) -> Float[Array, ""]:
-        logits = Judge(config.judge).apply({"params": judge}, features, *conditions)
-        return judges.generator_loss(logits)
+    def adversarial(features: Features) -> Float[Array, ""]:
+        return judges.generator_loss(verdicts(config, judge, features, conditions))
 
     verdict, features_gradient = jax.value_and_grad(adversarial)(fake_features)
     (verdict_gradient,) = eyes_vjp(features_gradient)
@@ -285,18 +289,18 @@ def distillation_loss(
 def loss_of_judge(
     config: Add,
     params: Any,
-    real: list[Float[Array, "b n c"]],
-    fake: list[Float[Array, "b n c"]],
-    conditions: tuple[Float[Array, "b d"] | None, ...],
+    real: Features,
+    fake: Features,
+    conditions: Conditions,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Hinge plus R1 with respect to the features of real images (eq. 3), and the judge's shares."""
 
-    def verdicts(features: list[Float[Array, "b n c"]]) -> list[Float[Array, "b n"]]:
-        return Judge(config.judge).apply({"params": params}, features, *conditions)  # pyright: ignore[reportReturnType]
+    def judged(features: Features) -> list[Float[Array, "b n"]]:
+        return verdicts(config, params, features, conditions)
 
-    on_real, on_fake = verdicts(real), verdicts(jax.lax.stop_gradient(fake))
+    on_real, on_fake = judged(real), judged(jax.lax.stop_gradient(fake))
     hinge = judges.hinge_real(on_real) + judges.hinge_fake(on_fake)
-    penalty = judges.r1(verdicts, real)
+    penalty = judges.r1(judged, real)
     return hinge + config.r1 * penalty, {
         "judge": hinge,
         "r1": penalty,
@@ -305,13 +309,16 @@ def loss_of_judge(
     }
 
 
-def look(
-    config: Add, eyes: Any, image: Images
-) -> tuple[list[Float[Array, "b n c"]], Float[Array, "b d"]]:
+def verdicts(
+    config: Add, params: Any, features: Features, conditions: Conditions
+) -> list[Float[Array, "b n"]]:
+    """The judge's logits, one a token of each feature map; above 0 means real."""
+    return Judge(config.judge).apply({"params": params}, features, *conditions)  # pyright: ignore[reportReturnType]
+
+
+def look(config: Add, eyes: Any, image: Images) -> tuple[Features, Float[Array, "b d"]]:
     """What the judge's frozen eyes see: tokens at each tap, and one vector for the whole image."""
-    side = config.judge.resize
-    if side != image.shape[1]:
-        image = jax.image.resize(image, (len(image), side, side, 3), "linear", antialias=True)
+    image = resize_area(image, config.judge.resize)
     maps: Any = EfficientNetLite0().apply(eyes, image, config.judge.taps, method="features")
     return [rearrange(m, "b h w c -> b (h w) c") for m in maps], maps[-1].mean((1, 2))
 
@@ -351,16 +358,6 @@ def _optimizers(config: Add) -> dict[str, Any]:
         "student": optimizer.build(config.optimizer, config.train.steps),
         "judge": optimizer.build(config.judge_optimizer, config.train.steps),
     }
-
-
-def _conditions(
-    config: Add, c_text: Float[Array, "b d"], c_img: Float[Array, "b e"]
-) -> tuple[Float[Array, "b d"] | None, Float[Array, "b e"] | None]:
-    by = config.judge.condition
-    return (
-        c_text if by in ("text", "both") else None,
-        c_img if by in ("image", "both") else None,
-    )
 
 
 def _ddim(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from font_roboto import Roboto
+from font_roboto import Roboto  # pyright: ignore[reportAttributeAccessIssue]
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 

@@ -98,14 +98,15 @@ def test_only_edm_scales_its_input(images):
 
 
 @legal
-@pytest.mark.parametrize("weighting", ["min_snr", "edm"])
+@pytest.mark.parametrize("weighting", ["min_snr", "edm", "velocity"])
 def test_one_loss_whatever_is_predicted(kind, schedule, weighting, images):
     """The weighted error of the output is the weighted error of x0, in every prediction."""
     output, x_t, error, _ = images
     t = jnp.array([0.0, 20.0, 600.0, 990.0])
     alpha, sigma = schedule.at(t)
     snr = (alpha / sigma) ** 2
-    weight = {"min_snr": jnp.minimum(snr, 5.0), "edm": snr + 4.0}[weighting]
+    velocity = 1 / jnp.maximum(sigma, 0.05) ** 2
+    weight = {"min_snr": jnp.minimum(snr, 5.0), "edm": snr + 4.0, "velocity": velocity}[weighting]
     x0_error = prediction.to_x0(kind, x_t, output + 0.1 * error, alpha, sigma) - prediction.to_x0(
         kind, x_t, output, alpha, sigma
     )
