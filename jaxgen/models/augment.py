@@ -1,65 +1,100 @@
-"""Differentiable augmentation (Zhao et al. 2020, arXiv 2006.10738)."""
+"""What is done to images before a network judges them: augmentation (Zhao et al. 2020), resizing.
+
+Every image has draws of its own, which depend on the key and on its place in the batch and on
+nothing else: not on the batch's size, nor on how it is sharded.
+"""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+import numpy as np
+from einops import rearrange, reduce
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.errors import UserError
 
-Images = Float[Array, "b h w c"]
-TRANSLATION = 1 / 8
-CUTOUT = 1 / 5
+_TRANSLATION = 0.125  # largest shift, as a part of the side
+_CUTOUT = 0.2  # side of the blanked square, as a part of the image's (StyleGAN-T; Zhao: .5)
 
 
-def diffaug(key: PRNGKeyArray, image: Images, policy: tuple[str, ...]) -> Images:
-    """Images in [-1, 1], each changed by its own draw, as `policy` says, in order.
+def diffaug(
+    key: PRNGKeyArray, image: Float[Array, "b h w c"], policy: tuple[str, ...]
+) -> Float[Array, "b h w c"]:
+    """DiffAugment of images in [-1, 1], differentiable, the named policies in the order given.
 
-    `color`: brightness ±0.5, saturation 0 to 2, contrast 0.5 to 1.5. `translation`: by up to an
-    eighth of the side, 0 (mid-grey) moving in. `cutout`: a square of a fifth of the side is 0.
-    Raises UserError for an unknown augmentation.
+    color: brightness, saturation, contrast. translation: by up to an eighth of the side, what
+    comes in is 0 (grey). cutout: a square of a fifth of the side becomes 0. Values may leave
+    [-1, 1]. Raises `UserError` for a policy that does not exist.
     """
-    known = {"color": _color, "translation": _translation, "cutout": _cutout}
-    for number, name in enumerate(policy):
-        if name not in known:
-            raise UserError(f"augmentation {name!r} is unknown; choose from {', '.join(known)}")
-        image = known[name](jax.random.fold_in(key, number), image)
+    for index, name in enumerate(policy):
+        if name not in _POLICIES:
+            raise UserError(
+                f"augmentation {name!r} is unknown: choose from {', '.join(_POLICIES)}."
+            )
+        image = _POLICIES[name](jax.random.fold_in(key, index), image)
     return image
 
 
-def _color(key: PRNGKeyArray, image: Images) -> Images:
-    brightness, saturation, contrast = jax.random.uniform(key, (3, len(image), 1, 1, 1))
+def resize_area(image: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:
+    """Each new pixel is the mean of the old ones that it touches (PyTorch's `area`)."""
+    _, h, w, _ = image.shape
+    rows, columns = _touched(h, side), _touched(w, side)
+    exact = jax.lax.Precision.HIGHEST
+    image = jnp.einsum("ih,bhwc->biwc", rows, image, precision=exact)
+    return jnp.einsum("jw,biwc->bijc", columns, image, precision=exact)
+
+
+def _color(key, image):
+    draws = jax.random.uniform(key, (image.shape[0], 3), image.dtype)
+    brightness, saturation, contrast = rearrange(draws, "b draw -> draw b 1 1 1")
     image = image + (brightness - 0.5)
-    grey = image.mean(3, keepdims=True)
-    image = (image - grey) * (saturation * 2) + grey
-    mean = image.mean((1, 2, 3), keepdims=True)
-    return (image - mean) * (contrast + 0.5) + mean
+    grey = reduce(image, "b h w c -> b h w 1", "mean")
+    image = (image - grey) * (2.0 * saturation) + grey
+    grey = reduce(image, "b h w c -> b 1 1 1", "mean")
+    return (image - grey) * (contrast + 0.5) + grey
 
 
-def _translation(key: PRNGKeyArray, image: Images) -> Images:
+def _translation(key, image):
     b, h, w, _ = image.shape
-    row_key, column_key = jax.random.split(key)
-    # A shift by d is a product with a matrix of ones at i = j + d: no gather, exact, linear.
-    image = jnp.einsum("bij,bjwc->biwc", _shift(row_key, b, h, image.dtype), image)
-    return jnp.einsum("bij,bhjc->bhic", _shift(column_key, b, w, image.dtype), image)
+    # Products with 0 and 1 move pixels exactly, and their gradient is no scatter.
+    rows = _moved(key, b, h, image.dtype, axis=0)
+    columns = _moved(key, b, w, image.dtype, axis=1)
+    exact = jax.lax.Precision.HIGHEST
+    image = jnp.einsum("bih,bhwc->biwc", rows, image, precision=exact)
+    return jnp.einsum("bjw,biwc->bijc", columns, image, precision=exact)
 
 
-def _shift(key: PRNGKeyArray, b: int, n: int, dtype: jnp.dtype) -> Float[Array, "b n n"]:
-    reach = int(n * TRANSLATION + 0.5)
-    by = jax.random.randint(key, (b, 1, 1), -reach, reach + 1)
-    at = jnp.arange(n)
-    return (at[:, None] == at[None, :] + by).astype(dtype)
+def _moved(key, b: int, side: int, dtype, axis: int):
+    most = _part(side, _TRANSLATION)
+    shift = jax.random.randint(jax.random.fold_in(key, axis), (b, 1, 1), -most, most + 1)
+    old, new = jnp.arange(side), rearrange(jnp.arange(side), "new -> new 1")
+    return (old + shift == new).astype(dtype)
 
 
-def _cutout(key: PRNGKeyArray, image: Images) -> Images:
+def _cutout(key, image):
     b, h, w, _ = image.shape
-    row_key, column_key = jax.random.split(key)
-    hole = _band(row_key, b, h)[:, :, None] & _band(column_key, b, w)[:, None, :]
-    return jnp.where(hole[..., None], 0.0, image)
+    rows, columns = _blanked(key, b, h, axis=0), _blanked(key, b, w, axis=1)
+    blank = rearrange(rows, "b h -> b h 1 1") & rearrange(columns, "b w -> b 1 w 1")
+    return jnp.where(blank, jnp.zeros((), image.dtype), image)
 
 
-def _band(key: PRNGKeyArray, b: int, n: int) -> Bool[Array, "b n"]:
-    """True on a run of a fifth of n, centred anywhere."""
-    length = int(n * CUTOUT + 0.5)
-    centre = jax.random.randint(key, (b, 1), 0, n + 1 - length % 2)
-    offset = jnp.arange(n) - (centre - length // 2)
-    return (offset >= 0) & (offset < length)
+def _blanked(key, b: int, side: int, axis: int):
+    # Squares are cut off at the border, not moved inside it.
+    size = _part(side, _CUTOUT)
+    centre = jax.random.randint(jax.random.fold_in(key, axis), (b, 1), 0, side + 1 - size % 2)
+    from_start = jnp.arange(side) - (centre - size // 2)
+    return (from_start >= 0) & (from_start < size)
+
+
+_POLICIES = {"color": _color, "translation": _translation, "cutout": _cutout}
+
+
+def _part(side: int, ratio: float) -> int:
+    return int(side * ratio + 0.5)
+
+
+def _touched(old: int, new: int) -> np.ndarray:
+    """Row i holds the weights with which new pixel i averages the old ones."""
+    i = np.arange(new)[:, None]
+    first, last = i * old // new, -(-(i + 1) * old // new)
+    touched = (np.arange(old) >= first) & (np.arange(old) < last)
+    return (touched / touched.sum(axis=1, keepdims=True)).astype(np.float32)
