@@ -39,7 +39,6 @@ config = Diffusion(
         "sleeping face",
         "pomme rouge",
     ),
-    weight="velocity",
-    train=Train(steps=2600, batch=32, ema=0.998, log_every=50, sample_every=500),
+    train=Train(steps=2400, batch=32, ema=0.998, log_every=50, sample_every=500),
     optimizer=Optimizer(learning_rate=1e-3, warmup=200, decay="cosine"),
 )

@@ -54,6 +54,17 @@ class Optimizer:
     clip: float = 1.0
     """Largest global norm of the gradient."""
 
+    def check(self, option: str) -> None:
+        """Raises UserError, naming fields as --OPTION.FIELD, where one is impossible."""
+        for field in ("learning_rate", "clip"):
+            if not getattr(self, field) > 0:
+                name = field.replace("_", "-")
+                raise UserError(
+                    f"--{option}.{name} is {getattr(self, field)}; give a number above 0"
+                )
+        if self.warmup < 0:
+            raise UserError(f"--{option}.warmup is {self.warmup}; give 0 or more steps")
+
 
 @dataclasses.dataclass(frozen=True)
 class Train:
@@ -127,11 +138,15 @@ class Experiment:
             "train.batch": self.train.batch,
             "train.log-every": self.train.log_every,
             "train.checkpoint-every": self.train.checkpoint_every,
-            "optimizer.learning-rate": self.optimizer.learning_rate,
         }
         for field, value in positive.items():
             if value <= 0:
                 raise UserError(f"--{field} is {value}; give a number above 0")
+        self.optimizer.check("optimizer")
+        if self.train.sample_every < 0:
+            raise UserError(f"--train.sample-every is {self.train.sample_every}; give 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed is {self.seed}; give 0 to {2**32 - 1}")
         if not 0.0 <= self.train.ema < 1.0:
             raise UserError(f"--train.ema is {self.train.ema}; give a number in [0, 1)")
         if not re.fullmatch(r"[\w.-]+", self.name) or set(self.name) == {"."}:
@@ -155,7 +170,7 @@ def load(name: str) -> Experiment:
     path = Path(name) if name.endswith(".py") else _folder() / f"{name}.py"
     if not path.is_file():
         near = difflib.get_close_matches(name, known(), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"no config {name!r}{hint} Known: {', '.join(known())}, or a path to a .py")
     try:
         config = runpy.run_path(str(path)).get("config")

@@ -57,7 +57,8 @@ class Stage:
 def plan(config: Experiment, role: str = "") -> list[Stage]:
     """The stages in the order in which they run, the config's own last.
 
-    Raises UserError where a role names nothing that exists.
+    Raises UserError where a role names nothing that exists or what does not fit, and where a folder
+    holds a run of another config.
     """
     before: list[Stage] = []
     sources: dict[str, Path | str] = {}
@@ -66,17 +67,21 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             sources[name] = value
         elif value == TRAIN or value in configs.known():
             first = config.stage(name) if value == TRAIN else configs.load(value)
-            before += plan(dataclasses.replace(first, workdir=config.workdir), name)
-            sources[name] = before[-1].config.folder
-        elif value == SHIPPED:
-            sources[name] = shipped(config.stage(name).name)
-        elif (Path(value) / run.CONFIG).is_file():
-            sources[name] = Path(value)
+            first = dataclasses.replace(first, workdir=config.workdir)
+            first.check()
+            config.accept(name, first, f"config {first.name}")
+            before += plan(first, name)
+            sources[name] = first.folder
+        elif value == SHIPPED or (Path(value) / run.CONFIG).is_file():
+            folder = shipped(config.stage(name).name) if value == SHIPPED else Path(value)
+            config.accept(name, _config(folder), str(folder))
+            sources[name] = folder
         else:
             raise UserError(
                 f"--{name} {value!r} is no folder of weights or finished run, no config "
                 f"({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
             )
+    run.refuse_other(config, methods.name(config))
     return [*before, Stage(role, config, sources)]
 
 
@@ -106,7 +111,9 @@ def read_unfinished(folder: Path, say: Callable[[str], None]) -> Loaded:
     method = methods.of(config)
     frozen = method.frozen(config, fill(plan(config)[-1]))
     shapes = jax.eval_shape(functools.partial(method.init, config), frozen, jax.random.key(0))
-    checkpoints = Checkpoints(folder / "checkpoints", 1)
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} has neither weights nor a checkpoint: nothing was trained yet")
+    checkpoints = Checkpoints(folder / "checkpoints", 1, read_only=True)
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), shapes)
     found = checkpoints.restore(target, say, mend=False)
@@ -142,12 +149,11 @@ def _config(folder: Path) -> Experiment:
 
 
 def fill(stage: Stage) -> dict[str, Any]:
-    """The network of every role: Loaded, or weights of a feature network, each found to fit."""
+    """The network of every role: Loaded, or the weights of a feature network."""
     filled: dict[str, Any] = {}
     for role, source in stage.sources.items():
         if isinstance(source, str):
             filled[role] = FEATURES[source]()
         else:
             filled[role] = read(source)
-            stage.config.accept(role, filled[role].config, str(source))
     return filled

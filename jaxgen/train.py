@@ -1,6 +1,8 @@
 """python -m jaxgen.train --config=add: trains what a config says, and first what it needs."""
 
+import contextlib
 import functools
+import math
 import os
 import sys
 import time
@@ -24,7 +26,7 @@ from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog
 from jaxgen.runtime.progress import Bar, duration
 from jaxgen.stages import Loaded, Stage
-from jaxgen.state import State
+from jaxgen.state import State, stream
 from jaxgen.text import tokenizer as words
 
 SHOWN = 12  # captions of the sample grids where the config names none
@@ -34,9 +36,10 @@ TIMED = 3  # runs behind each time in the table
 def main() -> None:
     with reported():
         config = cli.configured(sys.argv[1:], prog="python -m jaxgen.train")
-        meshes.prepare(config.train.batch, Path(config.workdir) / ".compiled")
         began = time.monotonic()
         plan = stages.plan(config)
+        batch = math.gcd(*(stage.config.train.batch for stage in plan))
+        meshes.prepare(batch, Path(config.workdir) / ".compiled")
         _print_plan(plan)
         try:
             for stage in plan:
@@ -74,13 +77,18 @@ def _train(stage: Stage) -> None:
     method = methods.of(config)
     mesh = meshes.make(config.mesh, config.train.batch)
     frozen = jax.device_put(method.frozen(config, filled), meshes.replicated(mesh))
-    with run.opened(config, methods.name(config), tokenizer, source.labels) as folder:
-        checkpoints = Checkpoints(folder / "checkpoints", config.train.checkpoint_every)
+    description = (config, methods.name(config), tokenizer, source.labels, source.fingerprint)
+    with (
+        run.opened(*description) as folder,
+        contextlib.closing(
+            Checkpoints(folder / "checkpoints", config.train.checkpoint_every)
+        ) as checkpoints,
+    ):
         show = _Show(config, method, mesh, frozen, source, tokenizer, folder / "samples")
         state = loop.fit(
             title=config.name,
             mesh=mesh,
-            init=lambda frozen: method.init(config, frozen, jax.random.key(config.seed)),
+            init=lambda frozen: method.init(config, frozen, stream(config.seed, 0, "init")),
             train_step=functools.partial(method.train_step, config),
             frozen=frozen,
             data=iterate(_batches(config, source, tokenizer)),
@@ -151,7 +159,11 @@ class _Show:
     ):
         self._config, self._method, self._frozen, self._folder = config, method, frozen, folder
         chosen = np.random.default_rng(config.seed).permutation(len(source))[:SHOWN]
-        self._captions = list(config.shown) or [source.captions[i][0] for i in chosen]
+        said = {
+            w for texts in source.captions for text in texts for w in words.split(tokenizer, text)
+        }
+        shown = [text for text in config.shown if said.issuperset(words.split(tokenizer, text))]
+        self._captions = shown or [source.captions[i][0] for i in chosen]
         ids = words.encode(tokenizer, self._captions, config.caption_length)
         even = len(ids) % mesh.size == 0
         self._ids = jax.device_put(
@@ -185,7 +197,7 @@ class _Show:
 
     def _drawn(self, state: State, timed: bool) -> list[tuple[str, np.ndarray, float]]:
         assert self._program
-        key = jax.random.key(self._config.seed)
+        key = stream(self._config.seed, 0, "samples")
         rows = []
         for title, weights, sampler in self._method.shown(self._config, state, self._frozen):
             images = np.asarray(self._program(weights, key, self._ids, sampler))

@@ -119,13 +119,13 @@ def test_train_again_finds_everything_done(folder: Path, trained) -> None:
 
 
 def test_a_run_of_another_config_is_refused_by_the_field(folder: Path, trained) -> None:
-    other = run(folder, "jaxgen.train", "--config=teacher.py", "--guidance=7", "--train.steps=5")
+    other = run(folder, "jaxgen.train", "--config=teacher.py", "--guidance=7")
     assert other.returncode == 2
     assert other.stderr.strip().splitlines()[-1].startswith("jaxgen: runs/teacher holds a run with")
     assert "guidance 3.0, not 7.0" in other.stderr
     wrong = run(folder, "jaxgen.train", "--config=student.py", "--name=teacher")
     assert wrong.returncode == 2
-    assert "runs/teacher holds a diffusion run, not a add" in wrong.stderr
+    assert "runs/teacher holds a run of diffusion, not add" in wrong.stderr
 
 
 def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
@@ -191,6 +191,11 @@ def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
     )
 
 
+def finish(process: subprocess.Popen) -> None:
+    out, _ = process.communicate()
+    assert process.returncode == 0, out[-2000:]
+
+
 def steps_logged(folder: Path) -> int:
     log = folder / "metrics.jsonl"
     return len(log.read_text().splitlines()) if log.is_file() else 0
@@ -203,11 +208,11 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
 
 
 def test_killed_and_resumed_is_bit_for_bit_undisturbed(folder: Path, trained) -> None:
-    assert start(folder, "whole").wait() == 0
+    finish(start(folder, "whole"))
     killed = start(folder, "killed")
     wait_for(killed, folder / "runs/killed", 120)
     killed.kill()
-    killed.wait()
+    killed.communicate()
     assert not (folder / "runs/killed/model.safetensors").exists(), "killed in mid-run"
     cut = start(folder, "killed")
     wait_for(cut, folder / "runs/killed", 170)
@@ -216,7 +221,7 @@ def test_killed_and_resumed_is_bit_for_bit_undisturbed(folder: Path, trained) ->
     assert cut.returncode == 130, out
     assert "going on from the checkpoint of step" in out
     assert "the same command goes on from there" in out
-    assert start(folder, "killed").wait() == 0
+    finish(start(folder, "killed"))
     for name in ("model.safetensors", "metrics.jsonl"):
         whole, mended = (folder / "runs" / r / name for r in ("whole", "killed"))
         assert whole.read_bytes() == mended.read_bytes(), name
@@ -232,4 +237,4 @@ def test_a_second_process_is_refused_while_one_runs(folder: Path, trained) -> No
         assert "runs/busy is in use by another process" in out
     finally:
         first.kill()
-        first.wait()
+        first.communicate()

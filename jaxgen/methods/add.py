@@ -26,7 +26,7 @@ from jaxgen.diffusion.schedule import per_image
 from jaxgen.errors import UserError
 from jaxgen.methods.text_to_image import TextToImage, check_sampler, sample, seen_words
 from jaxgen.models import judge as judges
-from jaxgen.models.augment import diffaug, resize_area
+from jaxgen.models.augment import POLICIES, diffaug, resize_area
 from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.judge import Judge, JudgeConfig
 from jaxgen.pixels import mirrored, to_unit
@@ -80,7 +80,13 @@ class Add(TextToImage):
         if self.teacher_train_steps:
             train = dataclasses.replace(train, steps=self.teacher_train_steps)
         return dataclasses.replace(
-            config, data=self.data, model=self.model, train=train, seed=self.seed, mesh=self.mesh
+            config,
+            data=self.data,
+            model=self.model,
+            train=train,
+            seed=self.seed,
+            mesh=self.mesh,
+            shown=self.shown,
         )
 
     def accept(self, role: str, other: Any, where: str) -> None:
@@ -103,9 +109,25 @@ class Add(TextToImage):
 
     def check(self) -> None:
         super().check()
+        self.judge_optimizer.check("judge-optimizer")
+        if self.judge.features not in judges.FEATURES:
+            known = ", ".join(judges.FEATURES)
+            raise UserError(f"--judge.features {self.judge.features!r} is unknown; known: {known}")
+        if unknown := set(self.judge.augment) - set(POLICIES):
+            raise UserError(f"--judge.augment {min(unknown)!r} is none of {', '.join(POLICIES)}")
+        if self.judge.resize < 16:
+            raise UserError(f"--judge.resize is {self.judge.resize}; give 16 pixels or more")
+        if self.teacher in judges.FEATURES:
+            raise UserError(f"--teacher {self.teacher!r} is a feature network, no diffusion model")
         sampling.check(_student_sampler(self, self.student_steps), self.model.schedule)
         if self.teacher_steps < 1:
             raise UserError(f"--teacher-steps is {self.teacher_steps}; give 1 or more")
+        if self.teacher_steps > 1 and self.weighting == "nfsd":
+            raise UserError("--teacher-steps above 1 has no meaning with --weighting nfsd")
+        if self.teacher_train_steps < 0:
+            raise UserError(f"--teacher-train-steps is {self.teacher_train_steps}; give 0 or more")
+        if self.teacher_train_steps and self.teacher != "train":
+            raise UserError("--teacher-train-steps goes with --teacher=train")
         if self.adversarial == self.distillation == 0:
             raise UserError("--adversarial and --distillation are both 0; nothing would be learnt")
 

@@ -1,7 +1,6 @@
 """What every method that trains a text-conditioned denoiser shares: its config's base, sampling."""
 
 import dataclasses
-from typing import Self
 
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
@@ -30,7 +29,7 @@ class TextToImage(Experiment):
         """The many-step, guided sampler."""
         return Sampler(steps=self.sampler_steps, guidance=self.guidance)
 
-    def resolved(self, vocabulary: int, classes: int) -> Self:
+    def resolved(self, vocabulary: int, classes: int) -> "TextToImage":
         text = dataclasses.replace(self.model.text, vocabulary=vocabulary)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, text=text))
 

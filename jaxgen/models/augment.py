@@ -26,11 +26,9 @@ def diffaug(
     [-1, 1]. Raises `UserError` for a policy that does not exist.
     """
     for index, name in enumerate(policy):
-        if name not in _POLICIES:
-            raise UserError(
-                f"augmentation {name!r} is unknown: choose from {', '.join(_POLICIES)}."
-            )
-        image = _POLICIES[name](jax.random.fold_in(key, index), image)
+        if name not in POLICIES:
+            raise UserError(f"augmentation {name!r} is unknown: choose from {', '.join(POLICIES)}.")
+        image = POLICIES[name](jax.random.fold_in(key, index), image)
     return image
 
 
@@ -85,7 +83,7 @@ def _blanked(key, b: int, side: int, axis: int):
     return (from_start >= 0) & (from_start < size)
 
 
-_POLICIES = {"color": _color, "translation": _translation, "cutout": _cutout}
+POLICIES = {"color": _color, "translation": _translation, "cutout": _cutout}
 
 
 def _part(side: int, ratio: float) -> int:

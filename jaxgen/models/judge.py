@@ -20,6 +20,7 @@ Tokens = Float[Array, "b n c"]
 Logits = Float[Array, "b n"]
 Conditions = dict[str, Float[Array, "b d"]]
 GROUP = 8
+FEATURES = ("efficientnet-lite0",)  # feature networks that the judge can see through
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from jaxgen.state import State
 class Checkpoints:
     """The checkpoints of one run folder: the last two and the one of lowest loss are kept."""
 
-    def __init__(self, folder: Path, every: int):
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        self.folder = folder
+    def __init__(self, folder: Path, every: int, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised and said once
+        self.folder, self._closed = folder, False
         policies = preservation_policy
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -28,9 +29,13 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(2),
-                        policies.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1),
+                        policies.BestN(get_metric_fn=_goodness, n=1),
                     ]
                 ),
+                best_fn=_goodness,  # without it metrics are not written, and forgotten on resume
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
             ),
             item_names=("state", "data"),
         )
@@ -93,15 +98,19 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for the save under way, then lets go."""
-        with self._writing():
-            self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the save under way, then lets go; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            with self._writing():
+                self._manager.wait_until_finished()
+            self._manager.close()
 
     def _set_aside(self, step: int) -> None:
         path = self.folder / str(step)
         if jax.process_index() == 0 and path.is_dir():
-            path.rename(self.folder / f"unreadable-{step}")
+            aside = self.folder / f"unreadable-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -109,10 +118,15 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            if isinstance(error, ValueError) and "space" not in str(error).lower():
+            told = str(error).lower()  # tensorstore says it in a ValueError
+            if isinstance(error, ValueError) and not ("os_error" in told or "space" in told):
                 raise
             kept = self.steps()
             raise UserError(
                 f"cannot write a checkpoint in {self.folder} ({str(error).splitlines()[0][:160]}); "
                 f"good ones are kept: {kept or 'none'}; free space there and run again"
             ) from error
+
+
+def _goodness(metrics: Any) -> float:
+    return -metrics["loss"]

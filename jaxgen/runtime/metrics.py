@@ -1,6 +1,7 @@
 """The metrics log of a run: JSON lines and TensorBoard."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ class MetricsLog:
         self._path = folder / "metrics.jsonl"
         _cut(self._path, step)
         self._lines = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Mean values of the steps since the last line, under the count of steps done."""
@@ -52,4 +53,6 @@ def _cut(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:  # a line cut short by a kill
             break
-    path.write_text("".join(kept), encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)

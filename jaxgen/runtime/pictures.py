@@ -26,20 +26,22 @@ def grid(columns: Sequence[tuple[str, Images]], captions: Sequence[str], scale: 
     side = columns[0][1].shape[1] * scale
     across = max(1, min(4, len(captions)))  # captions stand in this many blocks across
     down = -(-len(captions) // across)
+    lines = [line for title, _ in columns for line in title.split("\n")]
+    column = max(side, *(int(font.getlength(line)) + 1 for line in lines)) + MARGIN
     top = (1 + max(title.count("\n") + 1 for title, _ in columns)) * (TEXT + 2)
-    block = (len(columns) * (side + MARGIN) + 2 * MARGIN, side + TEXT + 2 * MARGIN)
+    block = (len(columns) * column + 2 * MARGIN, side + TEXT + 2 * MARGIN)
     page = Image.new("RGB", (across * block[0], top + down * block[1]), PAPER)
     pen = ImageDraw.Draw(page)
     for b in range(across):
         for i, (title, _) in enumerate(columns):
-            x = b * block[0] + MARGIN + i * (side + MARGIN)
+            x = b * block[0] + MARGIN + i * column
             pen.multiline_text((x, MARGIN), title, INK, font, spacing=2)
     for n, caption in enumerate(captions):
         x, y = n % across * block[0] + MARGIN, top + n // across * block[1]
         for i, (_, images) in enumerate(columns):
             picture = Image.fromarray(np.asarray(images[n]))
             picture = picture.resize((side, side), Image.Resampling.NEAREST)
-            page.paste(picture, (x + i * (side + MARGIN), y))
+            page.paste(picture, (x + i * column, y))
         pen.text((x, y + side + 2), _fitted(caption, font, block[0] - MARGIN), INK, font)
     return page
 

@@ -22,17 +22,23 @@ CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # What may change between the start of a run and its resumption, without making it another run.
-FREE = ("workdir", "data.root", "mesh.", "train.steps", "train.log_every", "train.sample_every")
-FREE += ("train.checkpoint_every",)
+FREE = ("workdir", "shown", "data.root", "mesh.", "train.steps")
+FREE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
+UNRESOLVED = ("model.text.vocabulary", "model.classes")  # 0 until the data are known
 
 
 @contextlib.contextmanager
 def opened(
-    config: Experiment, method: str, tokenizer: Tokenizer, labels: Sequence[str] = ()
+    config: Experiment,
+    method: str,
+    tokenizer: Tokenizer,
+    labels: Sequence[str],
+    fingerprint: str,
 ) -> Iterator[Path]:
     """The run's folder, made or found again, locked against a second process.
 
-    Raises UserError when the folder cannot be written, is in use, or holds a run of another config.
+    `fingerprint` is that of the data. Raises UserError when the folder cannot be written, is in
+    use, or holds a run of another config or other data.
     """
     folder = config.folder
     try:
@@ -47,8 +53,9 @@ def opened(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{folder} is in use by another process; wait, or use --name") from None
-        _same_config(folder, config, method)
-        _write(folder / CONFIG, _description(config, method, labels))
+        refuse_other(config, method)
+        _refuse_other_data(folder, fingerprint)
+        _write(folder / CONFIG, _description(config, method, labels, fingerprint))
         _write(folder / TOKENIZER, tokenizer.to_str())
         yield folder
 
@@ -78,7 +85,31 @@ def save_weights(folder: Path, weights: Any, step: int) -> None:
         files.save(folder / WEIGHTS, weights, {"step": str(step)})
 
 
-def _description(config: Experiment, method: str, labels: Sequence[str]) -> str:
+def refuse_other(config: Experiment, method: str) -> None:
+    """Raises UserError where the config's folder holds a run of another config."""
+    folder = config.folder
+    if not (folder / CONFIG).is_file():
+        return
+    its_method, values, _ = description(folder)
+    if its_method != method:
+        raise UserError(f"{folder} holds a run of {its_method}, not {method}; use another --name")
+    before = configs.from_json(type(config), json.dumps(values), str(folder / CONFIG))
+    for field, (old, new) in configs.differences(before, config).items():
+        if not field.startswith(FREE) and not (field in UNRESOLVED and new == 0):
+            raise UserError(
+                f"{folder} holds a run with {field} {old!r}, not {new!r}; "
+                f"start another with --name, or take up that one with its own config"
+            )
+
+
+def _refuse_other_data(folder: Path, fingerprint: str) -> None:
+    if (folder / CONFIG).is_file():
+        before = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("data")
+        if before != fingerprint:
+            raise UserError(f"the data of {folder} have changed since it began; use another --name")
+
+
+def _description(config: Experiment, method: str, labels: Sequence[str], fingerprint: str) -> str:
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -88,24 +119,9 @@ def _description(config: Experiment, method: str, labels: Sequence[str]) -> str:
         "versions": versions,
         "config": json.loads(configs.to_json(config)),
         "labels": list(labels),
+        "data": fingerprint,
     }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-
-
-def _same_config(folder: Path, config: Experiment, method: str) -> None:
-    path = folder / CONFIG
-    if not path.is_file():
-        return
-    its_method, values, _ = description(folder)
-    if its_method != method:
-        raise UserError(f"{folder} holds a {its_method} run, not a {method}; choose another --name")
-    before = configs.from_json(type(config), json.dumps(values), str(path))
-    for field, (old, new) in configs.differences(before, config).items():
-        if not field.startswith(FREE):
-            raise UserError(
-                f"{folder} holds a run with {field} {old!r}, not {new!r}; "
-                f"start another with --name, or take up that one with its own config"
-            )
 
 
 def _write(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ def save(
     metadata: Mapping[str, str],
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Writes a tree of float arrays, atomically.
+    """Writes a tree of float arrays, atomically; UserError where it cannot be written.
 
     A table most of whose rows are zero (words never met in training) is written as the numbers and
     values of the others.
@@ -39,8 +39,13 @@ def save(
             flat[name] = values
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    save_file(flat, partial, {key: str(value) for key, value in metadata.items()})
-    os.replace(partial, path)
+    try:
+        save_file(flat, partial, {key: str(value) for key, value in metadata.items()})
+        partial.chmod(0o644)  # safetensors makes files that only their owner can read
+        os.replace(partial, path)
+    except (SafetensorError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({error}); free space there and run again") from None
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

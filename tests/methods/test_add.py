@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -121,19 +122,23 @@ def test_sds_weighting_is_the_score_distillation_gradient(add_config: Add, x0) -
 def test_teacher_steps_follow_ddim(
     add_config: Add, frozen, x0, text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under an exact denoiser of Gaussian data the target is the mean whatever the steps are."""
+    """Four calls at falling timesteps, and between two of them exactly a DDIM step."""
     calls = []
 
     def predict(config, unet, x_t, t, text):
-        calls.append(t)
-        alpha, sigma = (level[:, None, None, None] for level in config.schedule.at(t))
-        return alpha / (alpha**2 + sigma**2) * x_t  # E[x0 | x_t] for x0 ~ N(0, 1)
+        calls.append((x_t, float(t[0])))
+        return jnp.tanh(x_t)
 
     monkeypatch.setattr(denoiser, "predict_x0", predict)
     t, eps = jnp.full(len(x0), 799.0), normal("eps", x0)
     config = dataclasses.replace(add_config, teacher_steps=4)
     add.teacher_target(config, frozen, x0, eps, t, text)
-    np.testing.assert_allclose([c[0] for c in calls], [799, 599.25, 399.5, 199.75], rtol=1e-5)
+    np.testing.assert_allclose([t for _, t in calls], [799, 599.25, 399.5, 199.75], rtol=1e-5)
+    for (x, t), (y, after) in itertools.pairwise(calls):
+        alpha, sigma = config.model.schedule.levels(np.float64(t))
+        alpha_, sigma_ = config.model.schedule.levels(np.float64(after))
+        eps_hat = (x - alpha * jnp.tanh(x)) / sigma
+        np.testing.assert_allclose(y, alpha_ * jnp.tanh(x) + sigma_ * eps_hat, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,8 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name_and_spares_the_checkpoi
 def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
     fit(tmp_path, 40)  # the loss grows, so the first checkpoint is the best one
     assert Checkpoints(tmp_path / "checkpoints", 5).steps() == [5, 35, 40]
+    fit(tmp_path, 60)
+    assert Checkpoints(tmp_path / "checkpoints", 5).steps() == [5, 55, 60], "also after a resume"
 
 
 def damage(folder: Path, step: int) -> None:
@@ -163,6 +167,36 @@ def test_a_full_disk_is_one_line_and_the_good_checkpoint_survives(
         if file.is_file():
             kept = tmp_path / "checkpoints" / "10" / file.relative_to(before)
             assert kept.read_bytes() == file.read_bytes()
+
+
+def test_a_file_size_limit_in_the_saving_threads_is_one_line(tmp_path: Path) -> None:
+    """As a full disk, but felt by the real writers."""
+    program = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import jax.numpy as jnp
+from pathlib import Path
+from jaxgen.errors import reported
+from jaxgen.runtime.checkpoints import Checkpoints
+from jaxgen.state import State
+state = State(jnp.zeros((), int), {{"p": jnp.arange(1e6)}}, {{}}, {{}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with reported():
+    checkpoints = Checkpoints(Path({str(tmp_path)!r}) / "checkpoints", 1)
+    checkpoints.save(1, state, {{}}, 1.0)
+    checkpoints.close()
+    checkpoints = Checkpoints(Path({str(tmp_path)!r}) / "checkpoints", 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    checkpoints.save(2, state, {{}}, 1.0)
+    checkpoints.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr[-2000:]
+    assert "cannot write a checkpoint" in done.stderr
+    assert Checkpoints(tmp_path / "checkpoints", 1).steps() == [1]
 
 
 def test_a_metrics_log_cut_short_by_a_kill_is_mended(tmp_path: Path) -> None:

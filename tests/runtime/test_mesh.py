@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgen import methods
 from jaxgen.config import Mesh
 from jaxgen.errors import UserError
 from jaxgen.runtime import mesh as meshes
@@ -53,10 +54,9 @@ def test_large_arrays_are_split_over_fsdp_and_small_ones_copied() -> None:
 
 @pytest.mark.parametrize("name", ["diffusion", "add"])
 def test_two_steps_on_eight_devices_give_the_losses_of_one(
-    name: str, diffusion_config, add_config, frozen, batch
+    name: str, diffusion_config, add_config, frozen, batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jaxgen import methods
-
+    monkeypatch.setattr(meshes, "SHARD_FROM", 64)  # or nothing of so small a model would be split
     config = {"diffusion": diffusion_config, "add": add_config}[name]
     method = methods.of(config)
     losses = {}
@@ -66,6 +66,7 @@ def test_two_steps_on_eight_devices_give_the_losses_of_one(
         where = meshes.over_parameters(
             mesh, jax.eval_shape(functools.partial(method.init, config), fixed, jax.random.key(0))
         )
+        assert all(s.is_fully_replicated for s in jax.tree.leaves(where)) == (shape == Mesh(data=1))
         init = jax.jit(functools.partial(method.init, config), out_shardings=where)
         state = init(fixed, jax.random.key(0))
         step = jax.jit(functools.partial(method.train_step, config), out_shardings=(where, None))
