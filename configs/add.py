@@ -20,7 +20,7 @@ config = Add(
     model=teacher.model,
     shown=teacher.shown,
     judge=JudgeConfig(features="efficientnet-lite0", taps=(2, 4, 10), resize=64),
-    train=Train(steps=500, batch=24, ema=0.99, sample_every=0, checkpoint_every=100),
+    train=Train(steps=500, batch=24, ema=0.99, sample_every=250, checkpoint_every=100),
     optimizer=Optimizer(learning_rate=3e-4, warmup=20, b1=0.0, b2=0.99),
     judge_optimizer=Optimizer(learning_rate=1e-3, warmup=0, b1=0.0, b2=0.99, clip=10.0),
 )

@@ -1,6 +1,7 @@
 """A supervised classifier of OpenMoji's groups, 32 px: later the grader of sample quality.
 
 Command:  python -m jaxgen.train --config=classifier
+Hardware: meant for 2 CPU cores; not measured yet, so neither time nor accuracy is known.
 """
 
 from jaxgen.config import Data, Optimizer, Train

@@ -1,4 +1,12 @@
-"""The teacher: text-conditioned flow matching on OpenMoji, 32 px."""
+"""The teacher: text-conditioned rectified flow on OpenMoji, 32 px, predicting x0.
+
+Command:  python -m jaxgen.train --config=diffusion
+Hardware: 2 CPU cores, of which other work took a part.
+Time:     28 minutes (2400 steps of 32 images, 48 images/s).
+Result:   loss .100 at the end. Faces, hearts and plain round things are recognisable at 50 guided
+          steps; most other captions give the right colours and a wrong or broken shape. The
+          weights and the log are in jaxgen/pretrained/diffusion, put there by benchmarks/ship.py.
+"""
 
 from jaxgen.config import Data, Optimizer, Train
 from jaxgen.diffusion.denoiser import Denoiser

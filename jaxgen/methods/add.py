@@ -339,10 +339,15 @@ def verdicts(
 
 
 def look(config: Add, eyes: Any, image: Images) -> tuple[Features, Float[Array, "b d"]]:
-    """What the judge's frozen eyes see: tokens at each tap, and one vector for the whole image."""
+    """What the judge's frozen eyes see: tokens at each tap, and one vector for the whole image.
+
+    The vector stands in for the class token that a ViT has: the mean of the last tap's tokens,
+    standardised, so that neither it nor the caption's vector drowns the other in the heads.
+    """
     image = resize_area(image, config.judge.resize)
     maps: Any = EfficientNetLite0().apply(eyes, image, config.judge.taps, method="features")
-    return [rearrange(m, "b h w c -> b (h w) c") for m in maps], maps[-1].mean((1, 2))
+    tokens = [rearrange(m, "b h w c -> b (h w) c") for m in maps]
+    return tokens, jax.nn.standardize(tokens[-1].mean(1))
 
 
 def weights(config: Add, state: State, frozen: Any) -> denoiser.Weights:
