@@ -1,6 +1,10 @@
 """Adversarial diffusion distillation on OpenMoji, 32 px: a one-step student of the shipped teacher.
 
 Command:  python -m jaxgen.train --config=add
+Hardware: 2 CPU cores, 3.5 GB of memory.
+Time:     9 minutes: 2 to compile, 6 for 500 steps of 24 images, the rest to prepare and to draw.
+Result:   one step takes a 69th of the teacher's 50 guided ones. The pictures are not good yet: the
+          teacher is too weak, and the student collapses to a few faces.
 """
 
 from jaxgen import config as configs

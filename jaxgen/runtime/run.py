@@ -24,7 +24,7 @@ PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 # What may change between the start of a run and its resumption, without making it another run.
 FREE = ("workdir", "shown", "data.root", "mesh.", "train.steps")
 FREE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
-UNRESOLVED = ("model.text.vocabulary", "model.classes")  # 0 until the data are known
+FREE += ("model.text.vocabulary", "model.classes")  # follow from the data, which are compared too
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def refuse_other(config: Experiment, method: str) -> None:
         raise UserError(f"{folder} holds a run of {its_method}, not {method}; use another --name")
     before = configs.from_json(type(config), json.dumps(values), str(folder / CONFIG))
     for field, (old, new) in configs.differences(before, config).items():
-        if not field.startswith(FREE) and not (field in UNRESOLVED and new == 0):
+        if not field.startswith(FREE):
             raise UserError(
                 f"{folder} holds a run with {field} {old!r}, not {new!r}; "
                 f"start another with --name, or take up that one with its own config"

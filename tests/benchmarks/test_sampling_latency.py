@@ -272,7 +272,7 @@ def test_a_run_is_read(subject: Subject, tmp_path: Path) -> None:
     data = Data(size=SIZE)
     config = Diffusion(name="micro", workdir=str(tmp_path), data=data, model=MODEL, guidance=2.0)
     words = tokenizer.build(["red heart"], french=0, english=0)
-    with run.opened(config, "diffusion", words) as folder:
+    with run.opened(config, "diffusion", words, (), "") as folder:
         run.save_weights(folder, subject.weights, step=7)
     read = subjects.of_run(folder)
     assert (read.name, read.model, read.size, read.guidance) == ("micro", MODEL, SIZE, 2.0)
