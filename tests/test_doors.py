@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if shape == "stripe":
                 image[:, 6:10] = colour
             Image.fromarray(image).save(pictures / f"{name}_{shape}.png")
-            text = f"a {name} {shape}, un dessin {FRENCH[name]}"
+            text = f"{name} {shape}, {FRENCH[name]}"
             lines.append(json.dumps({"file_name": f"{name}_{shape}.png", "text": text}))
     (pictures / "metadata.jsonl").write_text("\n".join(lines))
     (place / "teacher.py").write_text(TEACHER)

@@ -36,7 +36,7 @@ class UNetConfig:
     """Transformer blocks after each residual block of a level with attention."""
     heads: tuple[int, ...] = (2, 4, 6)
     """Attention heads of each level."""
-    context_width: int = 256
+    context_width: int = 128
     """Width of a caption's token vectors."""
     linear_projection: bool = True
     """Transformers project by linear layers (SD 2, SDXL), not by 1x1 convolutions (SD 1.5)."""

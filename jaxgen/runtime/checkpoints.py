@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: the state and the data's position, atomic, in one."""
 
 import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,6 +22,12 @@ class Checkpoints:
     def __init__(self, folder: Path, every: int, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised and said once
         self.folder, self._closed = folder, False
+        # The manager reads every checkpoint's loss when it opens, and fails on the first bad one.
+        self._damaged = [step for step in _numbered(folder) if not _has_loss(folder, step)]
+        if read_only and self._damaged:
+            raise UserError(f"checkpoints {self._damaged} in {folder} are damaged; remove them")
+        for step in self._damaged:
+            self._set_aside(step)
         policies = preservation_policy
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -74,6 +81,8 @@ class Checkpoints:
         """
         steps = self.steps()
         unreadable = []
+        for step in reversed(self._damaged):
+            say(f"checkpoint {step} cannot be read (its loss is missing)")
         for step in reversed(steps):
             try:
                 found = self._manager.restore(
@@ -89,10 +98,11 @@ class Checkpoints:
             else:
                 for bad in unreadable if mend else ():
                     self._set_aside(bad)
+                    self._manager.reload()
                 return found["state"], found["data"]
-        if steps:
+        if everything := sorted([*steps, *self._damaged]):
             raise UserError(
-                f"none of the checkpoints {steps} in {self.folder} can be read; "
+                f"none of the checkpoints {everything} in {self.folder} can be read; "
                 "mend or move that folder, or start another run with --name"
             )
         return None
@@ -111,7 +121,6 @@ class Checkpoints:
             aside = self.folder / f"unreadable-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-        self._manager.reload()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -130,3 +139,16 @@ class Checkpoints:
 
 def _goodness(metrics: Any) -> float:
     return -metrics["loss"]
+
+
+def _numbered(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _has_loss(folder: Path, step: int) -> bool:
+    try:
+        return "loss" in json.loads((folder / str(step) / "metrics" / "metrics").read_text())
+    except (OSError, ValueError):
+        return False
