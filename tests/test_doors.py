@@ -66,6 +66,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu"}
 
 
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as image:
+        return image.size
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place to work: eight pictures with captions, and two configs."""
@@ -139,12 +144,12 @@ def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
     assert "both.png: 2 image(s), 1 step(s)" in drawn.stdout
     assert "carré" in drawn.stderr
     assert "rouge" not in drawn.stderr.split("unknown")[-1].split(":")[-1]
-    assert Image.open(folder / "both.png").width > 32
+    assert size_of(folder / "both.png")[0] > 32
     alone = run(
         folder, "jaxgen.sample", "--run=runs/student", "--prompt=a blue square", "--out=one.png"
     )
     assert alone.returncode == 0, alone.stderr[-2000:]
-    assert Image.open(folder / "one.png").size == (16, 16)
+    assert size_of(folder / "one.png") == (16, 16)
 
 
 @pytest.mark.parametrize(
