@@ -34,7 +34,7 @@ def open_tfds(name: str, split: str, size: int, root: str | Path) -> Source:
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     # TFDS and the hosts of its sets fail in too many ways to list, and none is ours.
-    except Exception as error:  # a builder is a third party's program: it may fail in any way
+    except Exception as error:
         raise UserError(
             f"cannot prepare tfds:{name} ({_gist(error)}); {_REMEDY} {builder.data_dir}"
         ) from error
@@ -112,7 +112,7 @@ def _builder(name: str, root: str | Path) -> Any:
             f"no set {plain!r} in the TFDS catalogue{suggestion(plain, known)}"
         ) from error
     # Many builders cannot even be made without TensorFlow, but what they prepared can be read.
-    except Exception as error:  # as above; every cause becomes the one line below
+    except Exception as error:
         with contextlib.suppress(Exception):
             parsed, options = parse_builder_name_kwargs(name)
             return builder_from_files(str(parsed), **options, data_dir=str(root))
