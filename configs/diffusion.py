@@ -17,7 +17,11 @@ from jaxgen.text.encoder import TextConfig
 
 config = Diffusion(
     name="diffusion",
-    data=Data(name="openmoji", size=32),
+    data=Data(
+        name="openmoji",
+        size=32,
+        labels=("smileys-emotion", "animals-nature", "food-drink"),
+    ),
     model=Denoiser(
         text=TextConfig(width=64, layers=2, heads=2, length=16),
         unet=UNetConfig(
@@ -28,25 +32,26 @@ config = Diffusion(
             transformer_depth=(1, 1, 1),
             heads=(1, 2, 4),
             context_width=64,
+            added_width=64,
             groups=8,
         ),
-        schedule=Schedule(kind="flow"),
+        schedule=Schedule(kind="flow", shift=4.0),
         prediction="x0",
     ),
     shown=(
         "red heart",
-        "cœur rouge",
+        "cœur vert",
         "pizza",
         "cat face",
-        "dog",
-        "sun",
-        "house",
-        "arbre",
-        "car",
+        "panda",
+        "grenouille",
+        "mushroom",
+        "pingouin",
         "grinning face",
         "sleeping face",
         "pomme rouge",
+        "carotte",
     ),
-    train=Train(steps=2400, batch=32, ema=0.998, log_every=50, sample_every=500),
+    train=Train(steps=7000, batch=16, ema=0.999, log_every=100, sample_every=1000),
     optimizer=Optimizer(learning_rate=1e-3, warmup=200, decay="cosine"),
 )

@@ -1,4 +1,4 @@
-"""The teacher of `add_64`: text-conditioned flow matching on OpenMoji, 64 px, for one accelerator.
+"""The teacher of `add_64`: text-conditioned diffusion on OpenMoji, 64 px, for one accelerator.
 
 Command:  python -m jaxgen.train --config=diffusion_64
 Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
@@ -24,10 +24,11 @@ config = Diffusion(
             transformer_depth=(1, 1, 1),
             heads=(2, 4, 6),
             context_width=256,
+            added_width=256,
             dtype="bfloat16",
         ),
-        schedule=Schedule(kind="flow"),
-        prediction="flow",
+        schedule=Schedule(kind="flow", shift=4.0),
+        prediction="edm",
     ),
     train=Train(steps=40_000, batch=256, ema=0.9995, sample_every=2000, checkpoint_every=1000),
     optimizer=Optimizer(learning_rate=3e-4, warmup=1000),

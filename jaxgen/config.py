@@ -31,6 +31,8 @@ class Data:
     """Folder where prepared data sets are kept."""
     size: int = 32
     """Side of the square images, in pixels."""
+    labels: tuple[str, ...] = ()
+    """Only pictures with these labels; empty: all of them."""
     flip: bool = False
     """Mirror half of the images, on the device (not where left and right differ)."""
 
@@ -44,7 +46,8 @@ class Optimizer:
     warmup: int = 100
     """Steps of linear warm-up from 0."""
     decay: Literal["constant", "cosine"] = "cosine"
-    """Course of the learning rate after the warm-up; cosine ends at a hundredth of the peak."""
+    """Course of the learning rate after the warm-up; cosine ends at a hundredth of the peak
+    after `train.steps`, and a run that is taken up with more of them jumps to the longer curve."""
     b1: float = 0.9
     """Decay of the first moment."""
     b2: float = 0.99

@@ -54,6 +54,10 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--config=add", "--judge.features=foo"], ["--judge.features 'foo'", "efficientnet"]),
         (["--config=add", "--judge.augment", "foo"], ["--judge.augment 'foo'", "cutout"]),
         (["--config=add", "--judge-optimizer.clip=0"], ["--judge-optimizer.clip is 0"]),
+        (["--config=add", "--frequency", "1", "2"], ["--frequency has 2", "4 --student-steps"]),
+        (["--config=add", "--frequency", "0", "1", "1", "1"], ["--frequency", "the first above 0"]),
+        (["--model.unet.added-width", "5"], ["--model.unet.added-width is 5", "64"]),
+        (["--model.schedule.shift", "0"], ["shift is 0"]),
         (["--train.ema=1.5"], ["--train.ema is 1.5"]),
         (["--name", "../elsewhere"], ["--name"]),
         (["--sampler-steps", "0"], ["0", "1 to 1000"]),
@@ -92,4 +96,4 @@ def test_help_lists_every_option_with_default_and_explanation(
     for option in ("--optimizer.learning-rate", "--teacher", "--judge.taps", "--data.name"):
         assert option in text
     assert "λ, the weight of the distance to the teacher" in text
-    assert "default: 2.5" in text
+    assert "default: 1000.0" in text

@@ -30,6 +30,7 @@ MODEL = Denoiser(
         transformer_depth=(1, 1),
         heads=(1, 1),
         context_width=16,
+        added_width=16,
         groups=4,
     ),
 )

@@ -74,7 +74,7 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
     `flags`. OpenMoji's own extras and the other skin tones are left out.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = [OpenmojiConfig(32), OpenmojiConfig(64), OpenmojiConfig(128)]  # noqa: RUF012
     progress: Callable[[int, int], None] | None = None
 
@@ -265,6 +265,5 @@ def _captions(english: str, french: str, group: str, tags: str) -> tuple[str, ..
     # Gender is not in the names: every noun is seen with both articles, so neither says a thing.
     captions = [english, french, f"{article} {english}", f"un {french}", f"une {french}"]
     if tags:
-        words = tags.replace("|", ", ")
-        captions += [f"{english}, {words}", words]
+        captions.append(f"{english}, {tags.replace('|', ', ')}")
     return tuple(captions)

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from jaxgen.errors import UserError
+
 # Sets whose pixels take less than this are decoded once and kept in memory.
 IN_MEMORY_BYTES = 1_000_000_000
 
@@ -75,6 +77,41 @@ class Source:
             self.content,
         )
         return digest(repr(parts).encode())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Picked:
+    """Some of the pictures, by their numbers among all."""
+
+    images: Images
+    numbers: Int32[np.ndarray, " n"]
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
+        return self.images[int(self.numbers[index])]
+
+
+def labelled(source: Source, labels: tuple[str, ...]) -> Source:
+    """The pictures with one of these labels, in their order; the list of labels stays whole.
+
+    Raises `UserError` for a label that the data do not have.
+    """
+    for label in labels:
+        if label not in source.labels:
+            raise UserError(
+                f"--data.labels {label!r} is no label of {source.name}"
+                f"{suggestion(label, source.labels)} Known: {', '.join(source.labels[:30])}"
+            )
+    kept = np.isin(source.label_ids, [source.labels.index(label) for label in labels])
+    numbers = np.flatnonzero(kept).astype(np.int32)
+    if not len(numbers):
+        raise UserError(f"no picture of {source.name} has the label {' or '.join(labels)}")
+    return dataclasses.replace(
+        source,
+        images=Picked(source.images, numbers),
+        captions=tuple(source.captions[n] for n in numbers),
+        label_ids=source.label_ids[numbers],
+        ids=tuple(source.ids[n] for n in numbers),
+    )
 
 
 def digest(*chunks: bytes) -> str:

@@ -47,6 +47,12 @@ class Denoiser:
                 f"--model.text.width {self.text.width} and --model.unet.context-width "
                 f"{self.unet.context_width} differ; make them equal"
             )
+        pooled = self.text.projection or self.text.width
+        if self.unet.added_width not in (0, pooled):
+            raise UserError(
+                f"--model.unet.added-width is {self.unet.added_width}; give 0, or {pooled}, the "
+                "width of a pooled caption"
+            )
 
 
 def init(config: Denoiser, size: int, key: PRNGKeyArray) -> Weights:
@@ -56,9 +62,10 @@ def init(config: Denoiser, size: int, key: PRNGKeyArray) -> Weights:
     image = jnp.zeros((1, size, size, config.unet.channels))
     context = jnp.zeros((1, config.text.length, config.text.width))
     time = jnp.zeros((1,))
+    added = jnp.zeros((1, config.unet.added_width)) if config.unet.added_width else None
     return {
         "text": TextEncoder(config.text).init(text_key, caption)["params"],
-        "unet": UNet(config.unet).init(unet_key, image, time, context)["params"],
+        "unet": UNet(config.unet).init(unet_key, image, time, context, added)["params"],
     }
 
 
@@ -82,7 +89,8 @@ def output(
     """The UNet's raw output at timestep `t`, in the config's prediction."""
     alpha, sigma = config.schedule.at(t)
     x_in = predictions.network_input(config.prediction, x_t, alpha, sigma)
-    return UNet(config.unet).apply({"params": unet}, x_in, t, text.tokens, mask=text.mask)  # pyright: ignore[reportReturnType]
+    added = text.pooled if config.unet.added_width else None
+    return UNet(config.unet).apply({"params": unet}, x_in, t, text.tokens, added, text.mask)  # pyright: ignore[reportReturnType]
 
 
 def predict_x0(

@@ -3,7 +3,9 @@
 The network's output for x_t = alpha·x0 + sigma·eps is trained to be
 `epsilon` eps; `x0` the clean image; `v` alpha·eps - sigma·x0 (Salimans & Ho 2022, variance
 preserving schedules); `flow` the velocity eps - x0 (Liu et al. 2022, flow schedule); or, as `edm`,
-what is left to predict beside c_skip·x_t (Karras et al. 2022, eq. 7, edm schedule).
+what is left to predict beside c_skip·x_t (Karras et al. 2022, eq. 7, any schedule). The last
+carries no noise through the network where the image is drowned in it, as x0 does, and corrects
+rather than copies the image where it is nearly clean, as epsilon does.
 """
 
 from typing import Literal, get_args
@@ -31,10 +33,9 @@ def check(schedule: Schedule, prediction: Prediction) -> None:
         raise UserError(
             f"prediction '{prediction}' is unknown: choose {', '.join(get_args(Prediction))}"
         )
-    if (prediction == "edm") != (schedule.kind == "edm"):
+    if schedule.kind == "edm" and prediction != "edm":
         raise UserError(
-            f"prediction '{prediction}' does not go with the {schedule.kind} schedule: "
-            "the edm prediction and the edm schedule need each other"
+            f"prediction '{prediction}' does not go with the edm schedule: choose prediction edm"
         )
     if prediction == "flow" and schedule.kind != "flow":
         raise UserError(
@@ -71,7 +72,7 @@ def target(kind: Prediction, x0: Images, eps: Images, alpha: Levels, sigma: Leve
     if kind == "flow":
         return eps - x0
     # (x0 - c_skip·x_t) / c_out, written without its cancellation at small sigma.
-    return (s / SIGMA_DATA * x0 - SIGMA_DATA * eps) / jnp.hypot(s, SIGMA_DATA)
+    return (s / SIGMA_DATA * x0 - SIGMA_DATA * a * eps) / jnp.hypot(s, SIGMA_DATA * a)
 
 
 def to_x0(kind: Prediction, x_t: Images, output: Images, alpha: Levels, sigma: Levels) -> Images:
@@ -85,9 +86,9 @@ def to_x0(kind: Prediction, x_t: Images, output: Images, alpha: Levels, sigma: L
         return a * x_t - s * output
     if kind == "flow":
         return x_t - s * output
-    variance = s**2 + SIGMA_DATA**2
-    c_skip, c_out = SIGMA_DATA**2 / variance, s * SIGMA_DATA / jnp.sqrt(variance)
-    return c_skip * x_t + c_out * output
+    # Table 1 of Karras et al. for x_t / alpha at the noise level sigma / alpha.
+    variance = s**2 + (SIGMA_DATA * a) ** 2
+    return (SIGMA_DATA**2 * a * x_t + s * SIGMA_DATA * jnp.sqrt(variance) * output) / variance
 
 
 def to_epsilon(
@@ -131,5 +132,5 @@ def weight(
     if kind == "epsilon":
         return x0_weight / snr
     if kind == "edm":
-        return x0_weight * (sigma * SIGMA_DATA) ** 2 / (sigma**2 + SIGMA_DATA**2)
+        return x0_weight * (sigma * SIGMA_DATA) ** 2 / (sigma**2 + (SIGMA_DATA * alpha) ** 2)
     return x0_weight * sigma**2

@@ -81,23 +81,22 @@ def check(sampler: Sampler, schedule: Schedule) -> None:
     most = len(_turbo(schedule)) if sampler.spacing == "turbo" else schedule.timesteps
     if not 1 <= sampler.steps <= most:
         raise UserError(
-            f"sampler.steps is {sampler.steps}: it must be from 1 to {most}, the number of "
+            f"steps is {sampler.steps}: it must be from 1 to {most}, the number of "
             f"timesteps that {sampler.spacing} spacing has to choose from"
         )
     if not sampler.guidance >= 0:
         raise UserError(
-            f"sampler.guidance is {sampler.guidance:g}: it must be 0 or more (1 is no guidance)"
+            f"guidance is {sampler.guidance:g}: it must be 0 or more (1 is no guidance)"
         )
     if not 0 <= sampler.eta <= 1:
-        raise UserError(f"sampler.eta is {sampler.eta:g}: it must be from 0 to 1")
+        raise UserError(f"eta is {sampler.eta:g}: it must be from 0 to 1")
     if sampler.eta and sampler.solver != "ddim":
         raise UserError(
-            f"sampler.eta is {sampler.eta:g}, which only ddim knows: "
-            f"leave it at 0 with {sampler.solver}"
+            f"eta is {sampler.eta:g}, which only ddim knows: leave it at 0 with {sampler.solver}"
         )
     if sampler.spacing == "karras" and sampler.steps > 1 and schedules.ends_in_noise(schedule):
         raise UserError(
-            "sampler.spacing karras needs a finite sigma/alpha to start from, and the "
+            "spacing karras needs a finite sigma/alpha to start from, and the "
             f"{schedule.kind} schedule here starts from pure noise: choose trailing"
         )
 

@@ -4,7 +4,8 @@ Every schedule is x_t = alpha_t·x0 + sigma_t·eps with eps a unit Gaussian, ove
 (nearly clean) to T-1 (nearly or wholly noise). Three families:
 
 - variance preserving (`linear`, `scaled_linear`, `cosine`): alpha² + sigma² = 1, from a table;
-- `flow`: rectified flow, alpha = 1 - time, sigma = time, time = (t+1)/T;
+- `flow`: rectified flow, alpha = 1 - time, sigma = time, where time is (t+1)/T, moved towards the
+  noise by `shift`;
 - `edm`: alpha = 1, sigma from .002 to 80 (Karras et al. 2022, eq. 5). Such an x_t reaches 80, so
   the network is fed c_in·x_t: see `prediction.network_input`.
 """
@@ -42,6 +43,9 @@ class Schedule:
     """First beta of the linear kinds (Stable Diffusion's; Ho et al. have 0.0001)."""
     beta_end: float = 0.012
     """Last beta of the linear kinds (Stable Diffusion's; Ho et al. have 0.02)."""
+    shift: float = 1.0
+    """Of flow: multiplies sigma/alpha at every timestep, so that more of them lie where only the
+    caption can say what the picture is (Esser et al. 2024, eq. 23); 1 for none."""
 
     def alphas(self) -> Table:
         """Image amplitude at t = 0 … T-1, float64."""
@@ -63,7 +67,7 @@ class Schedule:
         """The real timestep at which sigma/alpha is `ratio`: the exact inverse of `levels`."""
         ratio = np.asarray(ratio, np.float64)
         if self.kind == "flow":
-            return ratio / (1 + ratio) * self.timesteps - 1
+            return ratio / (self.shift + ratio) * self.timesteps - 1
         if self.kind == "edm":
             low, high = EDM_SIGMA_MIN ** (1 / EDM_RHO), EDM_SIGMA_MAX ** (1 / EDM_RHO)
             return (ratio ** (1 / EDM_RHO) - low) / (high - low) * (self.timesteps - 1)
@@ -84,6 +88,11 @@ def check(schedule: Schedule) -> None:
         raise UserError(
             f"schedule.beta_start {schedule.beta_start} and beta_end {schedule.beta_end} must "
             "satisfy 0 < beta_start <= beta_end < 1"
+        )
+    if schedule.shift <= 0 or (schedule.shift != 1 and schedule.kind != "flow"):
+        raise UserError(
+            f"schedule.shift is {schedule.shift:g}: it must be above 0, and 1 unless schedule.kind "
+            "is flow"
         )
     if schedule.kind == "edm" and schedule.zero_terminal_snr:
         raise UserError(
@@ -145,7 +154,8 @@ def _levels(schedule: Schedule, xp: ModuleType, t: Any) -> tuple[Any, Any]:
     """(alpha, sigma) at t, computed by numpy or by jax.numpy."""
     if schedule.kind == "flow":
         # Not 1 - time: compiled, that leaves 5e-8 of the image at t = T-1.
-        return (schedule.timesteps - 1 - t) / schedule.timesteps, (t + 1) / schedule.timesteps
+        image, noise = schedule.timesteps - 1 - t, schedule.shift * (t + 1)
+        return image / (image + noise), noise / (image + noise)
     if schedule.kind == "edm":
         low, high = EDM_SIGMA_MIN ** (1 / EDM_RHO), EDM_SIGMA_MAX ** (1 / EDM_RHO)
         sigma = (low + t / (schedule.timesteps - 1) * (high - low)) ** EDM_RHO

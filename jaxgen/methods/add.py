@@ -58,10 +58,14 @@ class Add(TextToImage):
     """N: the student is trained at N timesteps, the last of which is pure noise."""
     spacing: Literal["trailing", "turbo"] = "trailing"
     """Which timesteps those are: 999, 749, 499, 249, or Stability's 999, 899, 799, 699."""
+    frequency: tuple[float, ...] = ()
+    """How often each of them is drawn, relative to the others, pure noise first; empty: equally,
+    as the paper has it."""
     adversarial: float = 1.0
     """Weight of the judge's verdict in the student's loss; 0 trains by distillation alone."""
     distillation: float = 2.5
-    """λ, the weight of the distance to the teacher; 0 trains by the judge alone."""
+    """λ, the weight of the distance to the teacher; 0 trains by the judge alone. The paper's 2.5
+    goes with its judge: compare adversarial_gradient and distillation_gradient in the metrics."""
     weighting: Weighting = "exponential"
     """c(t): exponential α_t; sds; or nfsd, noise-free score distillation."""
     teacher_steps: int = 1
@@ -120,6 +124,16 @@ class Add(TextToImage):
         if self.teacher in judges.FEATURES:
             raise UserError(f"--teacher {self.teacher!r} is a feature network, no diffusion model")
         sampling.check(_student_sampler(self, self.student_steps), self.model.schedule)
+        if self.frequency and len(self.frequency) != self.student_steps:
+            raise UserError(
+                f"--frequency has {len(self.frequency)} entries; give one for each of the "
+                f"{self.student_steps} --student-steps"
+            )
+        if self.frequency and (min(self.frequency) < 0 or self.frequency[0] == 0):
+            raise UserError(
+                f"--frequency is {self.frequency}; give numbers from 0 up, the first above 0, or "
+                "one step is never learnt"
+            )
         if self.teacher_steps < 1:
             raise UserError(f"--teacher-steps is {self.teacher_steps}; give 1 or more")
         if self.teacher_steps > 1 and self.weighting == "nfsd":
@@ -171,6 +185,9 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     """One update of the judge, then one of the student against the updated judge.
 
     The student and the feature network each run forward once; both updates use what came out.
+    Metrics: the losses with their terms, the shares of logits that say real, gradient norms. Those
+    of the two terms are at the student's pixels, weights included: which of them leads is seen
+    there and nowhere else.
     """
 
     def random(name: str) -> PRNGKeyArray:
@@ -228,9 +245,9 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
         return distillation_loss(config, fake, target, t)
 
     distilled, distance_gradient = jax.value_and_grad(distance)(fake)
-    (gradient,) = student_vjp(
-        config.adversarial * verdict_gradient + config.distillation * distance_gradient
-    )
+    verdict_gradient *= config.adversarial
+    distance_gradient *= config.distillation
+    (gradient,) = student_vjp(verdict_gradient + distance_gradient)
     student_params, student_opt, student_norm = optimizer.apply(
         optimizers["student"], gradient, state.opt_state["student"], state.params["student"]
     )
@@ -246,15 +263,18 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
         "adversarial": verdict,
         "distillation": distilled,
         **judged,
+        "adversarial_gradient": jnp.linalg.norm(verdict_gradient),
+        "distillation_gradient": jnp.linalg.norm(distance_gradient),
         "student_gradient": student_norm,
         "judge_gradient": judge_norm,
     }
 
 
 def student_timesteps(config: Add, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
-    """s, uniform over the student's N timesteps τ."""
+    """s, drawn from the student's N timesteps τ."""
     taus = sampling.timesteps(_student_sampler(config, config.student_steps), config.model.schedule)
-    return jax.random.choice(key, jnp.asarray(taus, jnp.float32), (count,))
+    share = jnp.asarray(config.frequency or (1.0,) * len(taus))
+    return jax.random.choice(key, jnp.asarray(taus, jnp.float32), (count,), p=share / share.sum())
 
 
 def student_input(config: Add, x0: Images, eps: Images, s: Float[Array, " b"]) -> Images:

@@ -43,7 +43,8 @@ class UNetConfig:
     groups: int = 32
     """Groups of every GroupNorm; must divide every width."""
     added_width: int = 0
-    """Width of the extra conditioning vector (2816 in SDXL: pooled text, time ids); 0 for none."""
+    """Width of the extra conditioning vector (the pooled caption; 2816 in SDXL, which appends time
+    ids); 0 for none."""
     dtype: str = "float32"
     """Type of activations: float32 or bfloat16. Parameters and normalisations stay float32."""
     remat: bool = False

@@ -20,6 +20,8 @@ LEGAL = [
     ("x0", FLOW),
     ("flow", FLOW),
     ("edm", EDM),
+    ("edm", FLOW),
+    ("edm", ZERO),
 ]
 legal = pytest.mark.parametrize(("kind", "schedule"), LEGAL)
 
@@ -91,9 +93,35 @@ def test_edm_preconditioning_is_table_1_of_karras(images):
     )
 
 
+def test_edm_preconditioning_is_the_same_in_every_parametrisation(images):
+    """x_t / alpha at the level sigma / alpha is Karras's own x: same input, same image."""
+    x_t, _, output, _ = images
+    alpha, sigma = FLOW.at(jnp.array([20.0, 300.0, 600.0, 990.0]))
+    x, one, level = x_t / per_image(alpha, x_t), jnp.ones_like(alpha), sigma / alpha
+    np.testing.assert_allclose(
+        prediction.network_input("edm", x_t, alpha, sigma),
+        prediction.network_input("edm", x, one, level),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        prediction.to_x0("edm", x_t, output, alpha, sigma),
+        prediction.to_x0("edm", x, output, one, level),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_at_pure_noise_edm_takes_nothing_from_the_input(images):
+    x_t, _, output, _ = images
+    alpha, sigma = FLOW.at(jnp.full(4, 999.0))
+    np.testing.assert_array_equal(prediction.to_x0("edm", x_t, output, alpha, sigma), output / 2)
+
+
 def test_only_edm_scales_its_input(images):
     x_t, _, _, t = images
-    for kind, schedule in LEGAL[:-1]:
+    for kind, schedule in LEGAL:
+        if kind == "edm":
+            continue
         assert prediction.network_input(kind, x_t, *schedule.at(t)) is x_t
 
 
@@ -161,7 +189,6 @@ def test_weights_are_finite_at_pure_noise():
         (EDM, "v", "edm"),
         (EDM, "epsilon", "edm"),
         (EDM, "x0", "edm"),
-        (SD, "edm", "edm"),
         (FLOW, "noise", "'noise' is unknown: choose epsilon"),
         (Schedule(timesteps=0), "flow", "timesteps is 0"),
     ],

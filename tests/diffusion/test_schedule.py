@@ -22,6 +22,7 @@ SCHEDULES = [
     *(Schedule(kind, zero_terminal_snr=zero) for kind in ("linear", "scaled_linear", "cosine")
       for zero in (False, True)),
     Schedule("flow"),
+    Schedule("flow", shift=3.0),
     Schedule("edm"),
 ]  # fmt: skip
 
@@ -30,7 +31,7 @@ drawn = jax.jit(draw_timesteps, static_argnums=(0, 2), static_argnames="continuo
 
 
 def name(schedule):
-    return schedule.kind + "-zero" * schedule.zero_terminal_snr
+    return schedule.kind + "-zero" * schedule.zero_terminal_snr + f"-{schedule.shift:g}"
 
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
@@ -55,6 +56,14 @@ def test_variance_is_preserved_where_it_should_be(schedule):
         np.testing.assert_array_equal(alphas, 1)
     else:
         np.testing.assert_allclose(alphas**2 + sigmas**2, 1, rtol=1e-15)
+
+
+def test_shift_is_equation_23_of_stable_diffusion_3():
+    t = (np.arange(1000) + 1) / 1000
+    np.testing.assert_allclose(
+        Schedule("flow", shift=3.0).sigmas(), 3 * t / (1 + 2 * t), rtol=1e-14
+    )
+    assert Schedule("flow", shift=3.0).alphas()[999] == 0
 
 
 def test_published_stable_diffusion_levels():
@@ -190,6 +199,8 @@ def test_per_image_broadcasts_over_the_batch():
         ({"beta_end": 1.0}, "beta_end 1.0"),
         ({"beta_start": 0.02}, "beta_start 0.02"),
         ({"kind": "edm", "zero_terminal_snr": True}, "edm"),
+        ({"shift": 0.0}, "shift is 0"),
+        ({"kind": "cosine", "shift": 3.0}, "shift is 3.* flow"),
     ],
 )
 def test_check_refuses(change, words):

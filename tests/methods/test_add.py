@@ -50,6 +50,11 @@ def test_student_timesteps_are_the_four_and_the_last_is_pure_noise(add_config: A
     values, counts = np.unique(s, return_counts=True)
     np.testing.assert_array_equal(values, [249, 499, 749, 999])
     assert counts.min() > 850
+    often = dataclasses.replace(add_config, frequency=(5, 0, 1, 2))
+    s = np.asarray(add.student_timesteps(often, jax.random.key(0), 4000))
+    values, counts = np.unique(s, return_counts=True)
+    np.testing.assert_array_equal(values, [249, 499, 999])
+    np.testing.assert_allclose(counts / 4000, [2 / 8, 1 / 8, 5 / 8], atol=0.03)
     turbo = dataclasses.replace(add_config, spacing="turbo")
     s = np.unique(add.student_timesteps(turbo, jax.random.key(0), 400))
     np.testing.assert_array_equal(s, [699, 799, 899, 999])
