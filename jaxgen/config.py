@@ -26,13 +26,11 @@ O = TypeVar("O")  # noqa: E741
 @dataclasses.dataclass(frozen=True)
 class Data:
     name: str = "openmoji"
-    """openmoji, imagefolder:PATH, or tfds:NAME."""
+    """openmoji, openmoji:GROUP,GROUP…, imagefolder:PATH, or tfds:NAME."""
     root: str = "data"
     """Folder where prepared data sets are kept."""
     size: int = 32
     """Side of the square images, in pixels."""
-    labels: tuple[str, ...] = ()
-    """Only pictures with these labels; empty: all of them."""
     flip: bool = False
     """Mirror half of the images, on the device (not where left and right differ)."""
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from jaxgen import cli, methods, stages
 from jaxgen.config import Experiment
 from jaxgen.data.pipeline import batches, iterate
-from jaxgen.data.source import Source, labelled
+from jaxgen.data.source import Source
 from jaxgen.data.sources import open_source
 from jaxgen.errors import reported
 from jaxgen.runtime import loop, pictures, run
@@ -114,11 +114,9 @@ def _source(config: Experiment) -> Source:
             bar.update(done)
 
         source = open_source(data.name, "train", data.size, data.root, progress)
-    if data.labels:
-        source = labelled(source, data.labels)
     for note in source.notes:
         print(note)
-    labels = len(data.labels or source.labels)
+    labels = len(set(source.label_ids.tolist()))
     print(f"data: {len(source)} images of {data.name}, {labels} labels", flush=True)
     return source
 

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -90,7 +90,7 @@ class Picked:
         return self.images[int(self.numbers[index])]
 
 
-def labelled(source: Source, labels: tuple[str, ...]) -> Source:
+def labelled(source: Source, labels: Sequence[str]) -> Source:
     """The pictures with one of these labels, in their order; the list of labels stays whole.
 
     Raises `UserError` for a label that the data do not have.
@@ -98,8 +98,8 @@ def labelled(source: Source, labels: tuple[str, ...]) -> Source:
     for label in labels:
         if label not in source.labels:
             raise UserError(
-                f"--data.labels {label!r} is no label of {source.name}"
-                f"{suggestion(label, source.labels)} Known: {', '.join(source.labels[:30])}"
+                f"{label!r} is no label of {source.name}{suggestion(label, source.labels)} "
+                f"Known: {', '.join(source.labels[:30])}"
             )
     kept = np.isin(source.label_ids, [source.labels.index(label) for label in labels])
     numbers = np.flatnonzero(kept).astype(np.int32)

@@ -1,15 +1,15 @@
-"""Data sets by name: `openmoji`, `imagefolder:PATH`, `tfds:NAME`."""
+"""Data sets by name: `openmoji`, `openmoji:GROUP,GROUP…`, `imagefolder:PATH`, `tfds:NAME`."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from jaxgen.data import catalogue, imagefolder, openmoji
-from jaxgen.data.source import Record, Source, suggestion
+from jaxgen.data.source import Record, Source, labelled, suggestion
 from jaxgen.errors import UserError
 
 __all__ = ["Record", "Source", "open_source"]
 
-NAMES = ("openmoji", "imagefolder:PATH", "tfds:NAME")
+NAMES = ("openmoji", "openmoji:GROUP,GROUP…", "imagefolder:PATH", "tfds:NAME")
 
 
 def open_source(
@@ -25,9 +25,9 @@ def open_source(
     Raises `UserError` for an unknown name or split, and for data that cannot be read.
     """
     kind, _, rest = name.partition(":")
-    if kind == "openmoji" and not rest:
-        builder = openmoji.prepare(root, size, progress)
-        return catalogue.read(builder, name, split, size)
+    if kind == "openmoji":
+        source = catalogue.read(openmoji.prepare(root, size, progress), kind, split, size)
+        return labelled(source, rest.split(",")) if rest else source
     if kind == "imagefolder" and rest:
         return imagefolder.read(rest, split, size, root, progress)
     if kind == "tfds" and rest:

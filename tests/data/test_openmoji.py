@@ -22,6 +22,17 @@ def test_split_sizes(splits):
     assert sizes == {"train": 1474, "test": 165, "compositions": 161, "flags": 270}
 
 
+def test_some_groups_of_it(drawn, splits):
+    chosen = open_source("openmoji:food-drink,animals-nature", "train", 32, drawn.root)
+    assert len(chosen) == 119 + 151
+    whole = splits["train"]
+    number = whole.ids.index("1F355")
+    np.testing.assert_array_equal(chosen[chosen.ids.index("1F355")].image, whole[number].image)
+    assert chosen.captions[chosen.ids.index("1F355")][0] == "pizza"
+    with pytest.raises(UserError, match=r"'food' is no label of openmoji.*food-drink"):
+        open_source("openmoji:food", "train", 32, drawn.root)
+
+
 def test_splits_share_no_picture(splits):
     ids = [ident for source in splits.values() for ident in source.ids]
     assert len(ids) == len(set(ids))
