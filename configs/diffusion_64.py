@@ -28,7 +28,7 @@ config = Diffusion(
             dtype="bfloat16",
         ),
         schedule=Schedule(kind="flow", shift=4.0),
-        prediction="edm",
+        prediction="x0",
     ),
     train=Train(steps=40_000, batch=256, ema=0.9995, sample_every=2000, checkpoint_every=1000),
     optimizer=Optimizer(learning_rate=3e-4, warmup=1000),

@@ -24,10 +24,10 @@ def open_source(
     Prepared data is kept under `root`. `progress(done, total)` is called while it is prepared.
     Raises `UserError` for an unknown name or split, and for data that cannot be read.
     """
-    kind, _, rest = name.partition(":")
+    kind, colon, rest = name.partition(":")
     if kind == "openmoji":
         source = catalogue.read(openmoji.prepare(root, size, progress), kind, split, size)
-        return labelled(source, rest.split(",")) if rest else source
+        return labelled(source, rest.split(",")) if colon else source
     if kind == "imagefolder" and rest:
         return imagefolder.read(rest, split, size, root, progress)
     if kind == "tfds" and rest:

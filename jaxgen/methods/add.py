@@ -129,7 +129,7 @@ class Add(TextToImage):
                 f"--frequency has {len(self.frequency)} entries; give one for each of the "
                 f"{self.student_steps} --student-steps"
             )
-        if self.frequency and (min(self.frequency) < 0 or self.frequency[0] == 0):
+        if self.frequency and not (self.frequency[0] > 0 and min(self.frequency) >= 0):
             raise UserError(
                 f"--frequency is {self.frequency}; give numbers from 0 up, the first above 0, or "
                 "one step is never learnt"

@@ -14,7 +14,7 @@ from jaxgen.methods import diffusion
 from jaxgen.methods.diffusion import Diffusion
 
 
-@pytest.mark.parametrize(("kind", "prediction"), [("flow", "edm"), ("cosine", "v")])
+@pytest.mark.parametrize(("kind", "prediction"), [("flow", "x0"), ("cosine", "v")])
 def test_a_handful_of_images_is_reproduced(
     diffusion_config: Diffusion, batch, kind: str, prediction: str
 ) -> None:
