@@ -3,11 +3,12 @@
 Command:  python -m jaxgen.train --config=diffusion
 Hardware: 2 CPU cores.
 Time:     43 minutes (7000 steps of 16 images, 44 images/s).
-Result:   loss .056. Of the 12 captions shown a person recognises 11 at 50 guided steps. The weights
-          and the log are in jaxgen/pretrained/diffusion, put there by benchmarks/ship.py.
+Result:   loss .056. Of the 12 captions shown we recognise 11. The weights and the metrics are in
+          jaxgen/pretrained/diffusion, put there by benchmarks/ship.py (the groups stood in a field
+          of their own then), the log in benchmarks/results/cpu-2.
 
-It learns 425 faces, hearts, animals and foods, 263 times each, and knows them nearly by heart: a
-single step of it is already close. All 1474 pictures (`--data.name=openmoji`) want an accelerator:
+It learns 425 faces, hearts, animals and foods, 263 times each, so nearly by rote that one step of
+it is cleaner than 50 guided ones. All 1474 pictures (`--data.name=openmoji`) want an accelerator:
 an earlier version of this config got most captions' colours right and their shapes wrong after 28
 minutes of them.
 """

@@ -56,6 +56,8 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--config=add", "--judge-optimizer.clip=0"], ["--judge-optimizer.clip is 0"]),
         (["--config=add", "--frequency", "1", "2"], ["--frequency has 2", "4 --student-steps"]),
         (["--config=add", "--frequency", "0", "1", "1", "1"], ["--frequency", "the first above 0"]),
+        (["--config=add", "--frequency", "1", "nan", "1", "1"], ["--frequency", "from 0 up"]),
+        (["--config=add", "--frequency", "inf", "1", "1", "1"], ["--frequency", "from 0 up"]),
         (["--model.unet.added-width", "5"], ["--model.unet.added-width is 5", "64"]),
         (["--model.schedule.shift", "0"], ["shift is 0"]),
         (["--train.ema=1.5"], ["--train.ema is 1.5"]),

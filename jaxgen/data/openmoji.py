@@ -12,7 +12,7 @@ import hashlib
 import importlib.resources
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
+from jaxgen.data.source import suggestion
 from jaxgen.errors import UserError
 
 SPLITS = ("train", "test", "compositions", "flags")
@@ -169,6 +170,15 @@ def prepare(
         if not builder.is_prepared():
             raise UserError(f"cannot write the openmoji pictures under {root}: {error}") from error
     return builder
+
+
+def check_groups(groups: Sequence[str]) -> None:
+    """Raises `UserError` for a group that OpenMoji does not have."""
+    known = sorted({row[1] for row in _table()})
+    for group in groups:
+        if group not in known:
+            hint = suggestion(group, known)
+            raise UserError(f"openmoji has no group {group!r}{hint} Known: {', '.join(known)}")
 
 
 @functools.cache

@@ -36,7 +36,7 @@ class Source:
     """One split of a data set, in an order that does not change.
 
     Attributes:
-      name: as the user wrote it, e.g. `openmoji` or `imagefolder:photos`.
+      name: of the set, e.g. `openmoji` or `imagefolder:photos`.
       images: the pictures, `size` pixels square.
       captions: for each picture, one or more; in training each is equally likely to be drawn.
       label_ids: for each picture, an index into `labels`.
@@ -104,7 +104,9 @@ def labelled(source: Source, labels: Sequence[str]) -> Source:
     kept = np.isin(source.label_ids, [source.labels.index(label) for label in labels])
     numbers = np.flatnonzero(kept).astype(np.int32)
     if not len(numbers):
-        raise UserError(f"no picture of {source.name} has the label {' or '.join(labels)}")
+        raise UserError(
+            f"no picture of {source.name} in {source.split} has the label {' or '.join(labels)}"
+        )
     return dataclasses.replace(
         source,
         images=Picked(source.images, numbers),

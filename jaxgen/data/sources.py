@@ -26,8 +26,10 @@ def open_source(
     """
     kind, colon, rest = name.partition(":")
     if kind == "openmoji":
+        groups = rest.split(",") if colon else []
+        openmoji.check_groups(groups)
         source = catalogue.read(openmoji.prepare(root, size, progress), kind, split, size)
-        return labelled(source, rest.split(",")) if colon else source
+        return labelled(source, groups) if groups else source
     if kind == "imagefolder" and rest:
         return imagefolder.read(rest, split, size, root, progress)
     if kind == "tfds" and rest:

@@ -89,7 +89,7 @@ def check(schedule: Schedule) -> None:
             f"schedule.beta_start {schedule.beta_start} and beta_end {schedule.beta_end} must "
             "satisfy 0 < beta_start <= beta_end < 1"
         )
-    if schedule.shift <= 0 or (schedule.shift != 1 and schedule.kind != "flow"):
+    if not 0 < schedule.shift < np.inf or (schedule.shift != 1 and schedule.kind != "flow"):
         raise UserError(
             f"schedule.shift is {schedule.shift:g}: it must be above 0, and 1 unless schedule.kind "
             "is flow"

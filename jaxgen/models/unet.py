@@ -121,7 +121,7 @@ class UNet(nn.Module):
           x: the noised image or latent, each side a multiple of `config.patch`.
           timestep: noise level on the schedule's scale, 0 to 999 for Stable Diffusion.
           context: the caption's token vectors.
-          added: SDXL's extra vector (pooled text, sinusoids of the time ids), iff `added_width`.
+          added: the pooled caption (in SDXL with sinusoids of the time ids), iff `added_width`.
           mask: cross-attention sees only tokens where True; all of them when None.
 
         Raises:

@@ -29,8 +29,10 @@ def test_some_groups_of_it(drawn, splits):
     number = whole.ids.index("1F355")
     np.testing.assert_array_equal(chosen[chosen.ids.index("1F355")].image, whole[number].image)
     assert chosen.captions[chosen.ids.index("1F355")][0] == "pizza"
-    with pytest.raises(UserError, match=r"'food' is no label of openmoji.*food-drink"):
-        open_source("openmoji:food", "train", 32, drawn.root)
+    for name in ("openmoji:food", "openmoji:", "openmoji:food-drink,,symbols"):
+        with pytest.raises(UserError, match=r"openmoji has no group '.*Known: .*food-drink"):
+            open_source(name, "train", 32, drawn.root / "never made")
+    assert not (drawn.root / "never made").exists()
 
 
 def test_splits_share_no_picture(splits):

@@ -27,6 +27,7 @@ SCHEDULES = {
     "zero": Schedule("scaled_linear", zero_terminal_snr=True),
     "cosine": Schedule("cosine"),
     "flow": Schedule("flow"),
+    "shifted": Schedule("flow", shift=4.0),
     "edm": Schedule("edm"),
 }
 # Finer tables, so that 160 steps still fall where they should.
@@ -35,6 +36,7 @@ FINE = {
         "scaled_linear", 16_000, beta_start=0.00085 / 16, beta_end=0.012 / 16
     ),
     "flow": Schedule("flow", 16_000),
+    "shifted": Schedule("flow", 16_000, shift=4.0),
     "edm": Schedule("edm", 16_000),
 }
 
@@ -82,6 +84,7 @@ def error(solver, spacing, schedule, steps):
         ("euler", "karras", "scaled_linear", 1),
         ("euler", "karras", "edm", 1),
         ("heun", "trailing", "flow", 2),
+        ("ddim", "trailing", "shifted", 1),
         ("heun", "linspace", "edm", 2),
         ("heun", "karras", "scaled_linear", 2),
         ("dpmpp_2m", "karras", "edm", 2),

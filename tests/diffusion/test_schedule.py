@@ -200,6 +200,8 @@ def test_per_image_broadcasts_over_the_batch():
         ({"beta_start": 0.02}, "beta_start 0.02"),
         ({"kind": "edm", "zero_terminal_snr": True}, "edm"),
         ({"shift": 0.0}, "shift is 0"),
+        ({"shift": float("nan")}, "shift is nan"),
+        ({"shift": float("inf")}, "shift is inf"),
         ({"kind": "cosine", "shift": 3.0}, "shift is 3.* flow"),
     ],
 )

@@ -170,6 +170,8 @@ def test_the_judge_alone_moves_the_student_and_nothing_frozen(
     config = dataclasses.replace(add_config, distillation=0.0)
     after, metrics = step(config, state, frozen, batch)
     assert metrics["student_gradient"] > 1e-4
+    assert metrics["adversarial_gradient"] > 1e-4
+    assert metrics["distillation_gradient"] == 0, "its weight is in it"
     assert moved(state.params["student"], after.params["student"]) > 1e-4
     assert moved(state.params["judge"], after.params["judge"]) > 1e-4
     assert set(after.params) == {"student", "judge"}, "nothing frozen is in the state"
