@@ -129,7 +129,8 @@ class Add(TextToImage):
                 f"--frequency has {len(self.frequency)} entries; give one for each of the "
                 f"{self.student_steps} --student-steps, or none for equal shares"
             )
-        if self.frequency and not (self.frequency[0] > 0 and _finite(self.frequency)):
+        share = self.frequency
+        if share and not (share[0] > 0 <= min(share) and sum(share) < float("inf")):
             raise UserError(
                 f"--frequency is {self.frequency}; give numbers from 0 up, the first above 0, or "
                 "one step is never learnt"
@@ -394,10 +395,6 @@ def shown(config: Add, state: State, frozen: Any) -> list[tuple[str, denoiser.We
         ("teacher, 1 step", teacher, Sampler(steps=1)),
         *((f"student, {title}", student, how) for title, how in samplers(config).items()),
     ]
-
-
-def _finite(shares: tuple[float, ...]) -> bool:
-    return all(0 <= share < float("inf") for share in shares)
 
 
 def _student_sampler(config: Add, steps: int) -> Sampler:
