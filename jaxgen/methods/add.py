@@ -17,12 +17,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgen import config as configs
 from jaxgen import optimizer
 from jaxgen.config import Experiment, Optimizer
-from jaxgen.diffusion import denoiser
+from jaxgen.diffusion import denoiser, distillation
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.diffusion.distillation import Weighting
 from jaxgen.diffusion.sampler import Sampler
-from jaxgen.diffusion.schedule import per_image
 from jaxgen.errors import UserError
 from jaxgen.methods.text_to_image import TextToImage, check_sampler, sample, seen_words
 from jaxgen.models import judge as judges
@@ -37,8 +37,6 @@ Images = Float[Array, "b h w c"]
 Features = list[Float[Array, "b n c"]]
 Conditions = tuple[Float[Array, "b d"], Float[Array, "b e"]]  # caption, real image
 __all__ = ["check_sampler", "sample", "seen_words"]  # shared functions of this method
-
-Weighting = Literal["exponential", "sds", "nfsd"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +241,7 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     target = teacher_target(config, frozen, fake, noise, t, text)
 
     def distance(fake: Images) -> Float[Array, ""]:
-        return distillation_loss(config, fake, target, t)
+        return distillation.loss(config.model.schedule, config.weighting, fake, target, t)
 
     distilled, distance_gradient = jax.value_and_grad(distance)(fake)
     verdict_gradient *= config.adversarial
@@ -296,37 +294,25 @@ def teacher_target(
     t: Float[Array, " b"],
     text: TextFeatures,
 ) -> Images:
-    """x̂_ψ: what the teacher makes of the student's output noised again to t. No gradient passes."""
+    """x̂_ψ, the teacher's image from the student's output noised again to t: no gradient passes."""
     model = config.model
-    x_t = jax.lax.stop_gradient(schedules.add_noise(model.schedule, fake, eps, t))
     empty = denoiser.encode(model, frozen["text"], denoiser.empty_caption(model.text)[None])
 
     def denoise(x_t: Images, t: Float[Array, " b"], text: TextFeatures) -> Images:
         return denoiser.predict_x0(model, frozen["teacher"], x_t, t, text)
 
-    if config.weighting == "nfsd":
-        target = _noise_free_target(config, denoise, fake, x_t, t, text, empty)
-    else:
-        guided = sampling.guided(denoise, text, empty, config.teacher_guidance)
-        target = guided(x_t, t)
-        for n in range(1, config.teacher_steps):  # DDIM from t towards 0, at each image's own pace
-            now, after = (
-                t * (1 - (n - 1) / config.teacher_steps),
-                t * (1 - n / config.teacher_steps),
-            )
-            x_t = _ddim(model.schedule, x_t, target, now, after)
-            target = guided(x_t, after)
-    return jax.lax.stop_gradient(target)
-
-
-def distillation_loss(
-    config: Add, fake: Images, target: Images, t: Float[Array, " b"]
-) -> Float[Array, ""]:
-    """c(t)·‖x̂_θ - x̂_ψ‖² (eq. 4), the norm as a mean over pixels."""
-    alpha, sigma = config.model.schedule.at(t)
-    # w(t) = σ², as DreamFusion (Poole et al. 2022) has it, makes SDS's α/(2σ)·w(t) finite.
-    c = alpha if config.weighting == "exponential" else alpha * sigma / 2
-    return jnp.mean(c * jnp.mean((fake - target) ** 2, axis=(1, 2, 3)))
+    return distillation.target(
+        model.schedule,
+        denoise,
+        fake,
+        eps,
+        t,
+        text,
+        empty,
+        weighting=config.weighting,
+        steps=config.teacher_steps,
+        guidance=config.teacher_guidance,
+    )
 
 
 def loss_of_judge(
@@ -406,43 +392,3 @@ def _optimizers(config: Add) -> dict[str, Any]:
         "student": optimizer.build(config.optimizer, config.train.steps),
         "judge": optimizer.build(config.judge_optimizer, config.train.steps),
     }
-
-
-def _ddim(
-    schedule: schedules.Schedule,
-    x_t: Images,
-    x0: Images,
-    t: Float[Array, " b"],
-    after: Float[Array, " b"],
-) -> Images:
-    """The deterministic step from t to `after`, given a prediction of x0 (Song et al. 2020)."""
-    alpha, sigma = (per_image(level, x_t) for level in schedule.at(t))
-    alpha_, sigma_ = (per_image(level, x_t) for level in schedule.at(after))
-    return alpha_ * x0 + sigma_ * (x_t - alpha * x0) / sigma
-
-
-def _noise_free_target(
-    config: Add,
-    denoise: Any,
-    fake: Images,
-    x_t: Images,
-    t: Float[Array, " b"],
-    text: TextFeatures,
-    empty: TextFeatures,
-) -> Images:
-    """The target whose distance from `fake` is noise-free score distillation's gradient.
-
-    Katzir et al. 2023 (arXiv 2310.17590), eqs. 9 to 11: the noise that SDS subtracts is left out;
-    what remains is s·(ε_c - ε_∅), plus ε_∅ itself where t < T/5. Their negative prompt, above T/5,
-    takes the place of words such as "blurry"; here it is empty, and that term vanishes.
-    """
-    schedule = config.model.schedule
-    alpha, sigma = (per_image(level, x_t) for level in schedule.at(t))
-    empty = jax.tree.map(lambda e, c: jnp.broadcast_to(e, c.shape), empty, text)
-    with_caption, without = denoise(x_t, t, text), denoise(x_t, t, empty)
-    # In terms of x0: ε = (x_t - α·x0)/σ, so ε_c - ε_∅ = -α/σ·(D_c - D_∅).
-    conditional = -(alpha / sigma) * (with_caption - without)
-    domain = (x_t - alpha * without) / sigma
-    low = per_image((t < schedule.timesteps / 5).astype(fake.dtype), x_t)
-    score = config.teacher_guidance * conditional + low * domain
-    return jax.lax.stop_gradient(fake) - (sigma / jnp.maximum(alpha, 1e-3)) * score

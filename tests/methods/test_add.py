@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.diffusion import denoiser
+from jaxgen.diffusion import denoiser, distillation
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.errors import UserError
 from jaxgen.methods import add
@@ -100,7 +100,7 @@ def test_no_gradient_reaches_the_teacher_nor_the_student_through_the_target(
     def gradients(frozen, fake):
         def loss(frozen, fake):
             target = add.teacher_target(config, frozen, fake, eps, t, text)
-            return add.distillation_loss(config, fake, target, t)
+            return distillation.loss(config.model.schedule, weighting, fake, target, t)
 
         target = add.teacher_target(config, frozen, fake, eps, t, text)
         networks = {name: frozen[name] for name in ("teacher", "text")}
@@ -115,12 +115,13 @@ def test_no_gradient_reaches_the_teacher_nor_the_student_through_the_target(
 
 def test_sds_weighting_is_the_score_distillation_gradient(add_config: Add, x0) -> None:
     """c(t) = α/(2σ)·w(t), w = σ²: half the gradient of ‖·‖² is w·(ε̂ - ε)·∂x̂ (Poole et al. 2022)."""
-    config = dataclasses.replace(add_config, weighting="sds")
     t, eps = jnp.linspace(50.0, 950.0, len(x0)), normal("eps", x0)
-    alpha, sigma = (level[:, None, None, None] for level in config.model.schedule.at(t))
+    alpha, sigma = (level[:, None, None, None] for level in add_config.model.schedule.at(t))
     fake, target = 0.4 * x0, normal("target", x0)
     eps_hat = (alpha * fake + sigma * eps - alpha * target) / sigma
-    got = jax.grad(lambda f: add.distillation_loss(config, f, target, t))(fake)
+    got = jax.grad(lambda f: distillation.loss(add_config.model.schedule, "sds", f, target, t))(
+        fake
+    )
     np.testing.assert_allclose(got, sigma**2 * (eps_hat - eps) / x0.size, rtol=1e-3, atol=1e-8)
 
 
