@@ -26,7 +26,11 @@ O = TypeVar("O")  # noqa: E741
 @dataclasses.dataclass(frozen=True)
 class Data:
     name: str = "openmoji"
-    """openmoji, openmoji:GROUP,GROUP…, imagefolder:PATH, or tfds:NAME."""
+    """openmoji, openmoji:GROUP,GROUP…, digits, fashion-mnist, fashion-mnist:PATH,
+    imagefolder:PATH, or tfds:NAME."""
+    label: str = ""
+    """Which class field of the records is the label (openmoji: label, the groups, or sublabel,
+    the subgroups); none: the set's first."""
     root: str = "data"
     """Folder where prepared data sets are kept."""
     size: int = 32

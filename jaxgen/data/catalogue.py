@@ -22,10 +22,11 @@ LABEL_FEATURES = ("label", "labels", "class", "category")
 ID_FEATURES = ("id", "image/filename", "filename", "file_name", "image_id")
 
 
-def open_tfds(name: str, split: str, size: int, root: str | Path) -> Source:
+def open_tfds(name: str, split: str, size: int, root: str | Path, label: str = "") -> Source:
     """One split of a set of the TFDS catalogue, downloaded and prepared if it is not there.
 
-    `name` is what `tfds.builder` takes, e.g. `mnist`, `coco_captions`, `cats_vs_dogs:4.0.1`.
+    `name` is what `tfds.builder` takes, e.g. `mnist`, `coco_captions`, `cats_vs_dogs:4.0.1`;
+    `label` is as in `read`.
     """
     builder = _builder(name, root)
     try:
@@ -38,13 +39,14 @@ def open_tfds(name: str, split: str, size: int, root: str | Path) -> Source:
         raise UserError(
             f"cannot prepare tfds:{name} ({_gist(error)}); {_REMEDY} {builder.data_dir}"
         ) from error
-    return read(builder, f"tfds:{name}", split, size)
+    return read(builder, f"tfds:{name}", split, size, label)
 
 
-def read(builder: Any, name: str, split: str, size: int) -> Source:
+def read(builder: Any, name: str, split: str, size: int, label: str = "") -> Source:
     """One split of a prepared builder as a source, sorted by id where its records have one.
 
-    Captions are those of its text feature, or else the label's name.
+    The class is that of the feature called `label`, or of the first that looks like one. Captions
+    are those of its text feature, or else the class's name.
     """
     features = builder.info.features
     if split.partition("[")[0] not in builder.info.splits:
@@ -55,8 +57,10 @@ def read(builder: Any, name: str, split: str, size: int) -> Source:
     if image is None:
         raise UserError(f"{name} has no image feature; its features are {', '.join(features)}")
     captions = _feature(features, CAPTION_FEATURES, None)
-    label = _feature(features, LABEL_FEATURES, tfds.features.ClassLabel)
-    if captions is None and label is None:
+    if label:
+        _check_label(features, name, label)
+    label_feature = label or _feature(features, LABEL_FEATURES, tfds.features.ClassLabel)
+    if captions is None and label_feature is None:
         raise UserError(f"{name} has neither captions nor labels to learn from")
     ident = _feature(features, ID_FEATURES, None)
 
@@ -67,11 +71,11 @@ def read(builder: Any, name: str, split: str, size: int) -> Source:
             f"{name} was prepared in a format without random access; remove {builder.data_dir}, or "
             f"{_REMEDY} there"
         ) from error
-    labels = tuple(features[label].names) if label else ("all",)
+    labels = tuple(features[label_feature].names) if label_feature else ("all",)
     texts, numbers, ids = [], [], []
     for index in range(len(rows)):
         row = rows[index]
-        numbers.append(int(row[label]) if label else 0)
+        numbers.append(int(row[label_feature]) if label_feature else 0)
         own = _texts(row[captions]) if captions else ()
         if numbers[-1] < 0 and not own:
             raise UserError(
@@ -143,6 +147,15 @@ def _feature(features: Any, names: tuple[str, ...], kind: type | None) -> str | 
         known += [name for name in features if name not in known]
         known = [name for name in known if isinstance(features[name], kind)]
     return known[0] if known else None
+
+
+def _check_label(features: Any, name: str, label: str) -> None:
+    known = [f for f in features if isinstance(features[f], tfds.features.ClassLabel)]
+    if label not in known:
+        raise UserError(
+            f"--data.label: {name} has no classes {label!r}{suggestion(label, known)} "
+            f"It has: {', '.join(known) or 'none'}"
+        )
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxgen.data.source import suggestion
+from jaxgen.data.source import Source, picked, suggestion
 from jaxgen.errors import UserError
 
 SPLITS = ("train", "test", "compositions", "flags")
@@ -179,6 +179,20 @@ def check_groups(groups: Sequence[str]) -> None:
         if group not in known:
             hint = suggestion(group, known)
             raise UserError(f"openmoji has no group {group!r}{hint} Known: {', '.join(known)}")
+
+
+def of_groups(source: Source, groups: Sequence[str]) -> Source:
+    """The pictures of these groups, in their order, whatever the source's labels are.
+
+    Raises `UserError` where there is none.
+    """
+    group_of = {code: group for code, group, *_ in _table()}
+    numbers = [n for n, code in enumerate(source.ids) if group_of.get(code) in groups]
+    if not numbers:
+        raise UserError(
+            f"no picture of {source.name} in {source.split} is in the group {' or '.join(groups)}"
+        )
+    return picked(source, numbers)
 
 
 @functools.cache

@@ -10,8 +10,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxgen.errors import UserError
-
 # Sets whose pixels take less than this are decoded once and kept in memory.
 IN_MEMORY_BYTES = 1_000_000_000
 
@@ -90,22 +88,13 @@ class Picked:
         return self.images[int(self.numbers[index])]
 
 
-def labelled(source: Source, labels: Sequence[str]) -> Source:
-    """The pictures with one of these labels, in their order; the list of labels stays whole.
-
-    Raises `UserError` where there is none.
-    """
-    wanted = np.isin(source.labels, labels)
-    numbers = np.flatnonzero(wanted[source.label_ids]).astype(np.int32)
-    if not len(numbers):
-        raise UserError(
-            f"no picture of {source.name} in {source.split} has the label {' or '.join(labels)}"
-        )
+def picked(source: Source, numbers: Sequence[int]) -> Source:
+    """The pictures of these numbers, in their order; the list of labels stays whole."""
     return dataclasses.replace(
         source,
-        images=Picked(source.images, numbers),
+        images=Picked(source.images, np.asarray(numbers, np.int32)),
         captions=tuple(source.captions[n] for n in numbers),
-        label_ids=source.label_ids[numbers],
+        label_ids=source.label_ids[list(numbers)],
         ids=tuple(source.ids[n] for n in numbers),
     )
 

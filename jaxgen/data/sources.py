@@ -1,15 +1,24 @@
-"""Data sets by name: `openmoji`, `openmoji:GROUP,GROUP…`, `imagefolder:PATH`, `tfds:NAME`."""
+"""Data sets by name: what stands before a colon is the kind, what follows says which, or where."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxgen.data import catalogue, imagefolder, openmoji
-from jaxgen.data.source import Record, Source, labelled, suggestion
+from jaxgen.data import catalogue, digits, fashion_mnist, imagefolder, openmoji
+from jaxgen.data.source import Record, Source, suggestion
 from jaxgen.errors import UserError
 
 __all__ = ["Record", "Source", "open_source"]
 
-NAMES = ("openmoji", "openmoji:GROUP,GROUP…", "imagefolder:PATH", "tfds:NAME")
+NAMES = (
+    "openmoji",
+    "openmoji:GROUP,GROUP…",
+    "digits",
+    "fashion-mnist",
+    "fashion-mnist:PATH",
+    "imagefolder:PATH",
+    "tfds:NAME",
+)
+ONE_LABEL = ("digits", "fashion-mnist", "imagefolder")  # their pictures have classes of one kind
 
 
 def open_source(
@@ -18,21 +27,29 @@ def open_source(
     size: int,
     root: str | Path,
     progress: Callable[[int, int], None] | None = None,
+    label: str = "",
 ) -> Source:
     """Opens one split of a data set, its pictures `size` pixels square, preparing it if need be.
 
     Prepared data is kept under `root`. `progress(done, total)` is called while it is prepared.
-    Raises `UserError` for an unknown name or split, and for data that cannot be read.
+    `label` is the field of the records that holds their classes; empty: the set's first.
+    Raises `UserError` for an unknown name, split or label, and for data that cannot be read.
     """
     kind, colon, rest = name.partition(":")
+    if label and kind in ONE_LABEL:
+        raise UserError(f"--data.label {label!r}: {kind} has classes of one kind; leave it empty")
     if kind == "openmoji":
         groups = rest.split(",") if colon else []
         openmoji.check_groups(groups)
-        source = catalogue.read(openmoji.prepare(root, size, progress), kind, split, size)
-        return labelled(source, groups) if groups else source
+        source = catalogue.read(openmoji.prepare(root, size, progress), kind, split, size, label)
+        return openmoji.of_groups(source, groups) if groups else source
+    if name == "digits":
+        return digits.read(split, size)
+    if kind == "fashion-mnist" and bool(colon) == bool(rest):
+        return fashion_mnist.read(rest or fashion_mnist.INSTALLED, split, size)
     if kind == "imagefolder" and rest:
         return imagefolder.read(rest, split, size, root, progress)
     if kind == "tfds" and rest:
-        return catalogue.open_tfds(rest, split, size, root)
-    hint = suggestion(name.partition(":")[0], [known.partition(":")[0] for known in NAMES])
+        return catalogue.open_tfds(rest, split, size, root, label)
+    hint = suggestion(kind, dict.fromkeys(known.partition(":")[0] for known in NAMES))
     raise UserError(f"unknown data set {name!r}{hint} Known: {', '.join(NAMES)}")

@@ -1,5 +1,6 @@
 """What OpenMoji holds, in which split, under which names, and how it is drawn."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from jaxgen import stages
 from jaxgen.data import openmoji
 from jaxgen.data.sources import open_source
 from jaxgen.errors import UserError
@@ -88,6 +90,40 @@ def test_labels_are_the_groups(splits):
     cat = train[train.ids.index("1F408")]
     assert cat.captions[0] == "cat"
     assert train.labels[cat.label] == "animals-nature"
+
+
+def test_subgroups_as_labels(drawn, splits):
+    groups = splits["train"]
+    subgroups = open_source("openmoji", "train", 32, drawn.root, label="sublabel")
+    cat = subgroups[subgroups.ids.index("1F408")]
+    assert subgroups.labels[cat.label] == "animal-mammal"
+    assert subgroups.ids == groups.ids
+    assert subgroups.captions == groups.captions
+    assert subgroups.fingerprint != groups.fingerprint
+    named = open_source("openmoji", "train", 32, drawn.root, label="label")
+    assert named.fingerprint == groups.fingerprint
+
+
+def test_groups_are_chosen_whatever_the_label(drawn):
+    name = "openmoji:food-drink,animals-nature"
+    by_group = open_source(name, "test", 32, drawn.root)
+    by_subgroup = open_source(name, "test", 32, drawn.root, label="sublabel")
+    assert by_subgroup.ids == by_group.ids
+    seen = {by_subgroup.labels[number] for number in by_subgroup.label_ids}
+    assert all(one.startswith(("food-", "drink", "dishware", "animal-", "plant-")) for one in seen)
+    with pytest.raises(UserError, match="no picture of openmoji in train is in the group flags"):
+        open_source("openmoji:flags", "train", 32, drawn.root)
+    message = r"no classes 'sublbel'; did you mean sublabel\? It has: label, sublabel"
+    with pytest.raises(UserError, match=message):
+        open_source(name, "test", 32, drawn.root, label="sublbel")
+
+
+def test_what_runs_were_trained_on_is_still_the_same(drawn):
+    shipped = json.loads((stages.shipped("diffusion") / "config.json").read_text())
+    data = shipped["config"]["data"]
+    assert "label" not in data  # it is older than the field
+    same = open_source(data["name"], "train", data["size"], drawn.root)
+    assert same.fingerprint == shipped["data"]
 
 
 def test_pictures_are_coloured_ink_on_white(splits):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgen.data.pipeline import batches, iterate
-from jaxgen.data.source import Source, labelled
+from jaxgen.data.source import Source, picked
 from jaxgen.errors import UserError
 
 
@@ -47,16 +47,14 @@ def test_a_batch_holds_what_the_records_say():
     assert batch["label"].tolist() == [row % 5 for row in rows(batch)]
 
 
-def test_only_pictures_with_the_wanted_labels():
-    source = labelled(make_source(20), ("d", "b"))
+def test_only_some_of_the_pictures():
+    source = picked(make_source(20), (1, 3, 6, 8, 11, 13, 16, 18))
     assert source.ids == ("1", "3", "6", "8", "11", "13", "16", "18")
     batch = batches(source, encode, batch=8, seed=0)[0]
     assert sorted(rows(batch)) == [1, 3, 6, 8, 11, 13, 16, 18]
     assert batch["caption"][:, 0].tolist() == rows(batch)
     assert batch["label"].tolist() == [row % 5 for row in rows(batch)]
     assert source.fingerprint != make_source(20).fingerprint
-    with pytest.raises(UserError, match="no picture of numbers in train has the label e"):
-        labelled(make_source(3), ("e",))
 
 
 def test_same_seed_and_number_same_batch_and_only_then():

@@ -39,6 +39,7 @@ class JaxgenTiny(tfds.core.GeneratorBasedBuilder):
                 "label": i % 2,
                 "caption": f"été {i}",
                 "id": f"{99 - i}",
+                "number": i,
             }
             yield i, {key: value for key, value in row.items() if key in self.FEATURES}
 
@@ -50,6 +51,15 @@ class JaxgenTinyCaptioned(JaxgenTiny):
         **JaxgenTiny.FEATURES,
         "caption": tfds.features.Text(),
         "id": tfds.features.Text(),
+    }
+
+
+class JaxgenTinyTwice(JaxgenTiny):
+    """The same with a second kind of classes."""
+
+    FEATURES: ClassVar = {
+        **JaxgenTiny.FEATURES,
+        "number": tfds.features.ClassLabel(names=[f"été {i}" for i in range(12)]),
     }
 
 
@@ -100,6 +110,24 @@ def test_a_set_too_large_for_memory_is_decoded_on_access(root, monkeypatch):
         np.testing.assert_array_equal(lazy[i].image, kept[i].image)
 
 
+def test_the_class_is_that_of_the_field_asked_for(root):
+    first = open_source("tfds:jaxgen_tiny_twice", "train", 8, root)
+    assert first.labels == ("even", "odd")
+    assert first.label_ids.max() == 1
+    second = open_source("tfds:jaxgen_tiny_twice", "train", 8, root, label="number")
+    images = [record.image for record in second]
+    assert second.label_ids.tolist() == [int(image[0, 0, 0]) // 20 for image in images]
+    assert second.labels[7] == "été 7"
+    with pytest.raises(UserError, match=r"no classes 'image'.* It has: label, number"):
+        open_source("tfds:jaxgen_tiny_twice", "train", 8, root, label="image")
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "imagefolder:here"])
+def test_sets_with_one_kind_of_classes_take_no_label(root, name):
+    with pytest.raises(UserError, match=r"--data.label 'sublabel': .* leave it empty"):
+        open_source(name, "train", 8, root, label="sublabel")
+
+
 def test_parts_of_a_split(root):
     assert len(open_source("tfds:jaxgen_tiny", "train[:25%]", 8, root)) == 3
 
@@ -122,6 +150,8 @@ def test_fingerprints(root):
             "train",
             r"unknown data set 'opnmoji'; did you mean openmoji\? Known: openmoji",
         ),
+        ("fashion-mnist:", "train", "unknown data set 'fashion-mnist:'.* fashion-mnist:PATH"),
+        ("digits:3", "train", "unknown data set 'digits:3'"),
         ("imagefolder", "train", "unknown data set 'imagefolder'.* imagefolder:PATH"),
         ("tfds:mnst", "train", r"no set 'mnst' in the TFDS catalogue; did you mean mnist\?"),
         ("tfds:a/b:c:d", "train", "cannot open tfds:a/b:c:d"),
