@@ -35,21 +35,27 @@ _DTYPES = {
 }
 
 
-def load_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
+def load_tensors(
+    path: Path, sha256: str, remedy: str = "install the package that holds it again"
+) -> dict[str, np.ndarray]:
     """The tensors by name of a state dict that `torch.save` wrote, in either of its layouts.
 
-    Raises `UserError` when the file is missing, its SHA-256 is not `sha256`, it asks for anything
-    but tensors, or it is not such a file.
+    `sha256` is the file's checksum or its first digits, 8 at least, as PyTorch writes them into
+    the names of published files; `remedy` is what to do about a wrong one.
+
+    Raises `UserError` when the file is missing, its SHA-256 is another, it asks for anything but
+    tensors, or it is not such a file.
     """
+    if len(sha256) < 8:
+        raise ValueError(f"{sha256!r} is too short to know a file by")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror}.") from error
     found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    if not found.startswith(sha256):
         raise UserError(
-            f"{path.name} is not the expected file (SHA-256 {found}, not {sha256}): "
-            "install the package that holds it again."
+            f"{path.name} is not the expected file (SHA-256 {found}, not {sha256}): {remedy}."
         )
     try:
         read = _read_zip if zipfile.is_zipfile(io.BytesIO(content)) else _read_legacy

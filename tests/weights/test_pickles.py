@@ -98,6 +98,18 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path):
         load_tensors(path, pinned)
 
 
+def test_a_checksum_is_known_by_its_first_eight_digits(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(TENSORS, path)
+    known = checksum(path)[:8]
+    assert list(load_tensors(path, known)) == list(TENSORS)
+    other = "0" * 7 + ("1" if known.startswith("0") else "0")
+    with pytest.raises(UserError, match=rf"not {other}\): copy it again"):
+        load_tensors(path, other, remedy="copy it again")
+    with pytest.raises(ValueError, match="too short"):
+        load_tensors(path, known[:7])
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.pth"):
         load_tensors(tmp_path / "absent.pth", "0" * 64)
