@@ -23,7 +23,7 @@ from jaxgen.text import tokenizer as words
 @dataclasses.dataclass(frozen=True)
 class Options:
     run: str = "runs/add"
-    """Folder of a run, finished or not."""
+    """Folder of a run, finished or not, or shipped:NAME: weights that come with jaxgen."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to draw, in English or French; give it several times for several images."""
     out: str = "sample.png"
@@ -54,8 +54,9 @@ def main() -> None:
         options = configs.parse(Options(), sys.argv[1:], "python -m jaxgen.sample")
         out = Path(options.out)
         _writable(out)
-        meshes.prepare(len(options.prompt), Path(options.run).parent / ".compiled")
-        loaded = stages.read_unfinished(Path(options.run), _say)
+        folder = stages.run_folder(options.run)
+        meshes.prepare(len(options.prompt), stages.compiled_beside(folder))
+        loaded = stages.read_unfinished(folder, _say)
         method = methods.of(loaded.config)
         if not hasattr(method, "sample"):
             raise UserError(
@@ -101,8 +102,7 @@ def _drawn(
 ) -> tuple[np.ndarray, float, float]:
     """Images, seconds of compiling, seconds of drawing."""
     program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
-    devices = max(n for n in range(1, jax.device_count() + 1) if len(ids) % n == 0)
-    mesh = meshes.make(configs.Mesh(data=devices), len(ids))
+    mesh = meshes.dividing(len(ids))
     weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
     placed = jax.device_put(ids, meshes.over_batch(mesh))
     key = jax.random.key(seed)

@@ -26,18 +26,20 @@ from jaxgen.weights import files
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
 
 SHIPPED, TRAIN = "shipped", "train"
+_PRETRAINED = Path(jaxgen.__file__).parent / "pretrained"
 FEATURES: dict[str, Callable[[], Any]] = {"efficientnet-lite0": load_efficientnet_lite0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A folder of weights, read: its config, its tokenizer, its weights and their step."""
+    """A folder of weights, read: its config, tokenizer, weights, their step, and class names."""
 
     config: Experiment
     tokenizer: Tokenizer
     weights: Any
     step: int
     folder: Path
+    labels: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +89,25 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
 
 def shipped(name: str) -> Path:
     """The folder of the weights called `name` that come with jaxgen."""
-    folder = Path(jaxgen.__file__).parent / "pretrained" / name
-    if not folder.is_dir():
-        raise UserError(f"no weights for {name} come with jaxgen; train them: --teacher={TRAIN}")
-    return folder
+    known = sorted(folder.name for folder in _PRETRAINED.iterdir() if folder.is_dir())
+    if name not in known:
+        raise UserError(
+            f"no weights called {name!r} come with jaxgen, only {', '.join(known)}; "
+            f"train your own (for a role such as the teacher: --teacher={TRAIN})"
+        )
+    return _PRETRAINED / name
+
+
+def run_folder(argument: str) -> Path:
+    """The folder that --run names: that of a run, or shipped:NAME for weights of jaxgen's own."""
+    kind, _, name = argument.partition(":")
+    return shipped(name) if kind == SHIPPED else Path(argument)
+
+
+def compiled_beside(folder: Path) -> Path:
+    """Where programs compiled for a run are kept: beside its folder, but never among jaxgen's."""
+    inside = folder.parent == _PRETRAINED
+    return (Path(Experiment.workdir) if inside else folder.parent) / ".compiled"
 
 
 def read(folder: Path) -> Loaded:
@@ -99,8 +116,8 @@ def read(folder: Path) -> Loaded:
     if not (folder / run.WEIGHTS).is_file():
         raise UserError(f"{folder} has no {run.WEIGHTS}: its training has not finished")
     weights, metadata = files.load(folder / run.WEIGHTS)
-    step = int(metadata.get("step", 0))
-    return Loaded(_config(folder), Tokenizer.from_str(tokenizer), weights, step, folder)
+    step, labels = int(metadata.get("step", 0)), run.labels(folder)
+    return Loaded(_config(folder), Tokenizer.from_str(tokenizer), weights, step, folder, labels)
 
 
 def read_unfinished(folder: Path, say: Callable[[str], None]) -> Loaded:
@@ -120,9 +137,10 @@ def read_unfinished(folder: Path, say: Callable[[str], None]) -> Loaded:
     if found is None:
         raise UserError(f"{folder} has neither weights nor a checkpoint: nothing was trained yet")
     state, _ = found
-    say(f"{folder} is unfinished: drawing with its checkpoint of step {int(state.step)}")
+    step, labels = int(state.step), run.labels(folder)
+    say(f"{folder} is unfinished: using its checkpoint of step {step}")
     weights = method.weights(config, state, frozen)
-    return Loaded(config, Tokenizer.from_str(tokenizer), weights, int(state.step), folder)
+    return Loaded(config, Tokenizer.from_str(tokenizer), weights, step, folder, labels)
 
 
 def parameters(stage: Stage) -> dict[str, int]:

@@ -19,8 +19,8 @@ from jaxgen.config import Experiment
 from jaxgen.data.pipeline import batches, iterate
 from jaxgen.data.source import Source
 from jaxgen.data.sources import open_source
-from jaxgen.errors import reported
-from jaxgen.runtime import loop, pictures, run
+from jaxgen.errors import UserError, reported
+from jaxgen.runtime import classes, loop, pictures, run
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog
@@ -102,10 +102,38 @@ def _train(stage: Stage) -> None:
         )
         checkpoints.close()
         show.final(state)
-        run.save_weights(folder, method.weights(config, state, frozen), int(state.step))
+        weights = method.weights(config, state, frozen)
+        if hasattr(method, "predict"):
+            _grade(config, method, mesh, weights, folder)
+        run.save_weights(folder, weights, int(state.step))
+
+
+def _grade(
+    config: Experiment, method: ModuleType, mesh: jax.sharding.Mesh, weights: Any, folder: Path
+) -> None:
+    """How often the classes of held-out pictures are told rightly, printed and in the folder."""
+    try:
+        source = _opened(config, "test")
+    except UserError as error:  # a set without that split: the weights are worth keeping
+        print(f"no held-out accuracy: {error}", flush=True)
+        return
+    if not (source.label_ids >= 0).any():
+        print(f"no held-out accuracy: {source.name} holds no labelled pictures out", flush=True)
+        return
+    predict = functools.partial(method.predict, config)
+    print(classes.grade(predict, weights, source, config.train.batch, mesh, folder), flush=True)
 
 
 def _source(config: Experiment) -> Source:
+    source = _opened(config, "train")
+    for note in source.notes:
+        print(note)
+    labels = len(set(source.label_ids.tolist()))
+    print(f"data: {len(source)} images of {config.data.name}, {labels} labels", flush=True)
+    return source
+
+
+def _opened(config: Experiment, split: str) -> Source:
     data = config.data
     with Bar(f"preparing {data.name}", 1, unit="image") as bar:
 
@@ -113,12 +141,7 @@ def _source(config: Experiment) -> Source:
             bar.resize(total)
             bar.update(done)
 
-        source = open_source(data.name, "train", data.size, data.root, progress)
-    for note in source.notes:
-        print(note)
-    labels = len(set(source.label_ids.tolist()))
-    print(f"data: {len(source)} images of {data.name}, {labels} labels", flush=True)
-    return source
+        return open_source(data.name, split, data.size, data.root, progress, data.label)
 
 
 def _tokenizer(filled: dict[str, Any], source: Source) -> Tokenizer:

@@ -51,6 +51,12 @@ def make(config: MeshConfig, batch: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
+def dividing(batch: int) -> jax.sharding.Mesh:
+    """The mesh of as many devices as the batch divides over."""
+    devices = max(n for n in range(1, jax.device_count() + 1) if batch % n == 0)
+    return make(MeshConfig(data=devices), batch)
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -73,6 +73,11 @@ def description(folder: Path) -> tuple[str, Any, str]:
         raise UserError(f"{folder / CONFIG} cannot be read ({error})") from None
 
 
+def labels(folder: Path) -> tuple[str, ...]:
+    """The names of the classes of a run's data, in order; none where the folder does not say."""
+    return tuple(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("labels", ()))
+
+
 def finished_steps(folder: Path) -> int:
     """Steps of the training whose weights the folder holds; 0 where it holds none."""
     path = folder / WEIGHTS
