@@ -1,0 +1,72 @@
+"""Retrieval finds the own image; memorisation finds copies."""
+
+import numpy as np
+import pytest
+
+from jaxgen.errors import UserError
+from jaxgen.metrics.memorisation import median_ratio, nearer, nearest
+from jaxgen.metrics.retrieval import hits, ranks
+
+RNG = np.random.default_rng(0)
+GALLERY = RNG.normal(size=(200, 16)) + 3.0
+TARGET = RNG.integers(0, 200, 1500)
+
+
+def test_a_rank_is_the_number_of_nearer_images():
+    samples = GALLERY[TARGET] + RNG.normal(size=(1500, 16))
+    found = ranks(samples, GALLERY, TARGET)
+    mean = GALLERY.mean(0)
+    for i in (0, 1, 1023, 1024, 1499):  # both blocks
+        a, b = samples[i] - mean, GALLERY - mean
+        cosine = b @ a / np.linalg.norm(a) / np.linalg.norm(b, axis=1)
+        assert found[i] == (cosine > cosine[TARGET[i]]).sum()
+    assert 0.1 < hits(found, 1).mean() < hits(found, 5).mean() < hits(found, 10).mean() < 1
+
+
+def test_contrast_and_the_common_part_do_not_matter():
+    weak = GALLERY.mean(0) + 0.01 * (GALLERY[TARGET] - GALLERY.mean(0))
+    assert not ranks(weak, GALLERY, TARGET).any()
+    assert not ranks(weak + 50.0, GALLERY + 50.0, TARGET).any()
+
+
+def test_unrelated_samples_are_at_chance():
+    found = ranks(RNG.normal(size=(1500, 16)) + 3.0, GALLERY, TARGET)
+    for at in (1, 5, 10):
+        chance = at / 200
+        error = np.sqrt(chance * (1 - chance) / 1500)
+        assert abs(hits(found, at).mean() - chance) < 4 * error
+
+
+def test_ties_count_against_the_sample():
+    assert (ranks(np.tile(GALLERY.mean(0), (3, 1)), GALLERY, np.arange(3)) == 199).all()
+    doubled = np.concatenate([GALLERY, GALLERY])
+    assert (ranks(GALLERY, doubled, np.arange(200)) == 1).all()
+
+
+def test_nearest_is_the_smallest_distance():
+    samples = RNG.normal(size=(1100, 16)) + 3.0
+    found = nearest(samples, GALLERY)
+    for i in (0, 1050):
+        expected = min(np.linalg.norm(samples[i] - x) for x in GALLERY)
+        np.testing.assert_allclose(found[i], expected, rtol=1e-9)
+
+
+def test_copies_are_found_and_new_pictures_are_not():
+    def new(n):
+        return nearest(RNG.normal(size=(n, 16)) + 3.0, GALLERY)
+
+    held_out, fresh = new(400), new(2000)
+    copies = nearest(GALLERY + 0.01 * RNG.normal(size=GALLERY.shape), GALLERY)
+    few = np.concatenate([fresh[:450], copies[:50]])
+    assert median_ratio(copies, held_out) < 0.1
+    assert abs(median_ratio(fresh, held_out) - 1) < 0.05
+    assert abs(median_ratio(few, held_out) - 1) < 0.1  # which is why the share is needed
+    for percentile in (1, 5):
+        assert nearer(copies, held_out, percentile).all()
+        assert abs(nearer(fresh, held_out, percentile).mean() - percentile / 100) < 0.03
+        assert nearer(few, held_out, percentile).mean() > 0.1
+
+
+def test_a_held_out_set_that_was_trained_on_is_refused():
+    with pytest.raises(UserError, match="split it anew"):
+        median_ratio(np.ones(3), np.array([0.0, 0.0, 1.0]))
