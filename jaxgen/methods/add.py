@@ -371,6 +371,11 @@ def samplers(config: Add) -> dict[str, Sampler]:
     }
 
 
+def measured_steps(config: Add) -> tuple[int, ...]:
+    """Numbers of steps at which the samples are worth measuring."""
+    return tuple(n for n in (4, 2, 1) if n <= config.student_steps)
+
+
 def shown(config: Add, state: State, frozen: Any) -> list[tuple[str, denoiser.Weights, Sampler]]:
     """What the sample grids show: title, weights, sampler, of the teacher and the student."""
     teacher = {"text": frozen["text"], "unet": frozen["teacher"]}

@@ -1,7 +1,7 @@
 """Supervised classification: image to class."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,47 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgen import optimizer
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
-from jaxgen.models.augment import diffaug
-from jaxgen.models.resnet import ResNet, ResNetConfig
+from jaxgen.models.augment import POLICIES, diffaug
+from jaxgen.models.resnet import Features, ResNet, ResNetConfig
+from jaxgen.models.vit import VitClassifier, VitConfig
 from jaxgen.pixels import mirrored, to_unit
 from jaxgen.state import Batch, Metrics, State, moving_average, stream
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Experiment):
-    model: ResNetConfig = ResNetConfig()
-    augment: tuple[str, ...] = ("color", "translation", "cutout")
+    network: Literal["resnet", "vit"] = "resnet"
+    """Which of the two networks below is trained."""
+    resnet: ResNetConfig = ResNetConfig()
+    vit: VitConfig = VitConfig()
+    augment: tuple[str, ...] = ("affine", "jitter", "cutout")
     """Augmentations of training images, in order."""
+    mixup: float = 0.0
+    """Both parameters of the Beta distribution by which each image is mixed with another, and its
+    label with the other's (Zhang et al. 2018); 0: none is."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
 
     def resolved(self, vocabulary: int, classes: int) -> "Classifier":
-        return dataclasses.replace(self, model=dataclasses.replace(self.model, classes=classes))
+        resnet = dataclasses.replace(self.resnet, classes=classes)
+        vit = dataclasses.replace(self.vit, classes=classes)
+        return dataclasses.replace(self, resnet=resnet, vit=vit)
 
     def check(self) -> None:
         super().check()
         if not 0.0 <= self.label_smoothing < 1.0:
             raise UserError(f"--label-smoothing is {self.label_smoothing}; give a share below 1")
+        if unknown := set(self.augment) - set(POLICIES):
+            raise UserError(f"--augment {min(unknown)!r} is none of {', '.join(POLICIES)}")
+        if not 0.0 <= self.mixup < float("inf"):
+            raise UserError(f"--mixup is {self.mixup}; give 0 or more")
+        levels = len(self.resnet.widths) - 1
+        factor = self.vit.patch if self.network == "vit" else self.resnet.patch * 2**levels
+        if self.data.size % factor:
+            raise UserError(
+                f"--data.size {self.data.size} is not a multiple of {factor}, which the "
+                f"{self.network}'s patches and levels need"
+            )
 
 
 def frozen(config: Classifier, filled: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +69,7 @@ def init(config: Classifier, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the classifier."""
     del frozen
     image = jnp.zeros((1, config.data.size, config.data.size, 3))
-    params = {"classifier": ResNet(config.model).init(key, image)["params"]}
+    params = {"classifier": _network(config).init(key, image)["params"]}
     adamw = optimizer.build(config.optimizer, config.train.steps)
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -69,8 +89,10 @@ def train_step(
         image = mirrored(stream(config.seed, state.step, "flip"), image)
     image = diffaug(stream(config.seed, state.step, "augment"), image, config.augment)
     target = optax.smooth_labels(
-        jax.nn.one_hot(batch["label"], config.model.classes), config.label_smoothing
+        jax.nn.one_hot(batch["label"], _network(config).config.classes), config.label_smoothing
     )
+    if config.mixup:
+        image, target = _mixed(config, stream(config.seed, state.step, "mixup"), image, target)
 
     def loss_of(params: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
         scores = logits(config, params, image)
@@ -97,7 +119,7 @@ def logits(
     config: Classifier, params: Any, image: Float[Array, "b h w 3"]
 ) -> Float[Array, "b classes"]:
     """Unnormalised log-probabilities of the classes, from pixels in [-1, 1]."""
-    return ResNet(config.model).apply({"params": params}, image).logits  # pyright: ignore[reportAttributeAccessIssue]
+    return _seen(config, params, image).logits
 
 
 def weights(config: Classifier, state: State, frozen: Any) -> Any:
@@ -106,6 +128,38 @@ def weights(config: Classifier, state: State, frozen: Any) -> Any:
     return state.ema["classifier"]
 
 
+def features(
+    config: Classifier, weights: Any, image: Float[Array, "b h w 3"]
+) -> Float[Array, "b width"]:
+    """The vector before the last layer, from pixels in [0, 255]: a space to compare images in."""
+    return _seen(config, weights, image / 127.5 - 1.0).pooled
+
+
 def predict(config: Classifier, weights: Any, image: Array) -> Float[Array, "b classes"]:
     """Probabilities of the classes for uint8 images [b, h, w, 3]."""
     return jax.nn.softmax(logits(config, weights, to_unit(image)))
+
+
+def _network(config: Classifier) -> ResNet | VitClassifier:
+    return VitClassifier(config.vit) if config.network == "vit" else ResNet(config.resnet)
+
+
+def _seen(config: Classifier, params: Any, image: Float[Array, "b h w 3"]) -> Features:
+    return _network(config).apply({"params": params}, image)  # pyright: ignore[reportReturnType]
+
+
+def _mixed(
+    config: Classifier,
+    key: PRNGKeyArray,
+    image: Float[Array, "b h w 3"],
+    target: Float[Array, "b classes"],
+) -> tuple[Float[Array, "b h w 3"], Float[Array, "b classes"]]:
+    """Each image and target with those of the image opposite it in the batch."""
+    share = jax.random.beta(key, config.mixup, config.mixup, (len(image),))
+    share = jnp.maximum(share, 1 - share)  # an image keeps its place: half of it or more is left
+
+    def mix(x: Array) -> Array:
+        own = jnp.reshape(share, (-1,) + (1,) * (x.ndim - 1))
+        return own * x + (1 - own) * x[::-1]
+
+    return mix(image), mix(target)

@@ -133,6 +133,11 @@ def samplers(config: Diffusion) -> dict[str, Sampler]:
     return {f"{config.sampler_steps} steps": config.iterative, "1 step": Sampler(steps=1)}
 
 
+def measured_steps(config: Diffusion) -> tuple[int, ...]:
+    """Numbers of steps at which the samples are worth measuring."""
+    return (config.sampler_steps, *(n for n in (8, 4, 2, 1) if n < config.sampler_steps))
+
+
 def shown(
     config: Diffusion, state: State, frozen: Any
 ) -> list[tuple[str, denoiser.Weights, Sampler]]:

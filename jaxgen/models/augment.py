@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgen.errors import UserError
 
 _TRANSLATION = 0.125  # largest shift, as a part of the side
+_TURN, _SCALE, _SHIFT = np.pi / 12, 0.2, 0.1  # of affine: radians; log of a factor; parts of a side
 _CUTOUT = 0.2  # side of the blanked square, as a part of the image's (StyleGAN-T; Zhao: .5)
 
 
@@ -22,8 +23,10 @@ def diffaug(
     """DiffAugment of images in [-1, 1], differentiable, the named policies in the order given.
 
     color: brightness, saturation, contrast. translation: by up to an eighth of the side, what
-    comes in is 0 (grey). cutout: a square of a fifth of the side becomes 0. Values may leave
-    [-1, 1]. Raises `UserError` for a policy that does not exist.
+    comes in is 0 (grey). cutout: a square of a fifth of the side becomes 0. Two more are for
+    classifiers: jitter, color but less of it; affine, turned by up to 15 degrees, each side scaled
+    by up to a fifth, moved by up to a tenth, what comes in repeats the border. Values may
+    leave [-1, 1]. Raises `UserError` for a policy that does not exist.
     """
     for index, name in enumerate(policy):
         if name not in POLICIES:
@@ -42,13 +45,21 @@ def resize_area(image: Float[Array, "b h w c"], side: int) -> Float[Array, "b si
 
 
 def _color(key, image):
-    draws = jax.random.uniform(key, (image.shape[0], 3), image.dtype)
-    brightness, saturation, contrast = rearrange(draws, "b draw -> draw b 1 1 1")
-    image = image + (brightness - 0.5)
+    return _toned(key, image, brightness=0.5, saturation=1.0, contrast=0.5)
+
+
+def _jitter(key, image):
+    return _toned(key, image, brightness=0.2, saturation=0.6, contrast=0.3)
+
+
+def _toned(key, image, brightness: float, saturation: float, contrast: float):
+    draws = jax.random.uniform(key, (image.shape[0], 3), image.dtype, -1.0, 1.0)
+    brighter, stronger, harder = rearrange(draws, "b draw -> draw b 1 1 1")
+    image = image + brightness * brighter
     grey = reduce(image, "b h w c -> b h w 1", "mean")
-    image = (image - grey) * (2.0 * saturation) + grey
+    image = (image - grey) * (1.0 + saturation * stronger) + grey
     grey = reduce(image, "b h w c -> b 1 1 1", "mean")
-    return (image - grey) * (contrast + 0.5) + grey
+    return (image - grey) * (1.0 + contrast * harder) + grey
 
 
 def _translation(key, image):
@@ -83,7 +94,32 @@ def _blanked(key, b: int, side: int, axis: int):
     return (from_start >= 0) & (from_start < size)
 
 
-POLICIES = {"color": _color, "translation": _translation, "cutout": _cutout}
+def _affine(key, image):
+    b, h, w, _ = image.shape
+    draws = jax.random.uniform(key, (b, 5), image.dtype, -1.0, 1.0)
+    turn, *scale_and_shift = rearrange(draws, "b draw -> draw b 1 1")
+    scale_y, scale_x = (jnp.exp(_SCALE * draw) for draw in scale_and_shift[:2])
+    shift_y, shift_x = (_SHIFT * draw for draw in scale_and_shift[2:])
+    cos, sin = jnp.cos(_TURN * turn), jnp.sin(_TURN * turn)
+    middle_y, middle_x = (h - 1) / 2, (w - 1) / 2
+    y, x = jnp.meshgrid(jnp.arange(h) - middle_y, jnp.arange(w) - middle_x, indexing="ij")
+    rows = (cos * y - sin * x) * scale_y + shift_y * h + middle_y
+    columns = (sin * y + cos * x) * scale_x + shift_x * w + middle_x
+
+    def channel(pixels, rows, columns):
+        return jax.scipy.ndimage.map_coordinates(pixels, [rows, columns], 1, mode="nearest")
+
+    channels = jax.vmap(channel, in_axes=(-1, None, None), out_axes=-1)
+    return jax.vmap(channels)(image, rows, columns)
+
+
+POLICIES = {
+    "color": _color,
+    "jitter": _jitter,
+    "translation": _translation,
+    "cutout": _cutout,
+    "affine": _affine,
+}
 
 
 def _part(side: int, ratio: float) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -16,6 +17,8 @@ class ResNetConfig:
     """Classes; 0: those of the data."""
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of each level; the next one has half the side."""
+    patch: int = 1
+    """Side of the squares of pixels that become channels at the door."""
     blocks: int = 2
     """Residual blocks a level."""
     groups: int = 16
@@ -38,7 +41,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> Features:
         c = self.config
-        x = nn.Conv(c.widths[0], (3, 3), name="stem")(image)
+        x = rearrange(image, "b (h i) (w j) c -> b h w (i j c)", i=c.patch, j=c.patch)
+        x = nn.Conv(c.widths[0], (3, 3), name="stem")(x)
         for level, width in enumerate(c.widths):
             for block in range(c.blocks):
                 stride = 2 if level and not block else 1

@@ -24,7 +24,11 @@ PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 # What may change between the start of a run and its resumption, without making it another run.
 FREE = ("workdir", "shown", "data.root", "mesh.", "train.steps")
 FREE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
-FREE += ("model.text.vocabulary", "model.classes")  # follow from the data, which are compared too
+FREE += (
+    "model.text.vocabulary",
+    "resnet.classes",
+    "vit.classes",
+)  # follow from the data, which are compared too
 
 
 @contextlib.contextmanager
