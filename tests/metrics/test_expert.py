@@ -1,0 +1,58 @@
+"""The expert judge is fooled by real images, and by nothing that can be told from them."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from jaxgen.errors import UserError
+from jaxgen.metrics import expert
+from jaxgen.metrics.expert import _halves, expert_judge
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer steps than in earnest: the tests' XLA does not optimise."""
+    monkeypatch.setattr(expert, "_STEPS", 60)
+
+
+def test_real_images_fool_it(halves):
+    real, other, _ = halves
+    found = expert_judge(real, other, jax.random.key(0))
+    assert found.low < 0.5 < found.high
+    assert found.high - found.low < 0.12
+
+
+def test_blur_does_not_fool_it(halves):
+    real, other, _ = halves
+    blurred = ndimage.gaussian_filter(other.astype(np.float64), (0, 1.5, 1.5, 0)).astype(np.uint8)
+    found = expert_judge(real, blurred, jax.random.key(0))
+    assert found.low > 0.85
+
+
+def test_copies_of_what_it_is_shown_are_a_coin_toss(halves, monkeypatch):
+    """A pair is judged by the same network, which must be wrong about one of the two."""
+    monkeypatch.setattr(expert, "_STEPS", 5)
+    real, _, _ = halves
+    found = expert_judge(real[:40], real[:40], jax.random.key(1))
+    assert found.value == 0.5
+
+
+def test_a_group_is_never_on_both_sides():
+    group = np.random.default_rng(0).integers(0, 51, 500)
+    fold = _halves(group, np.random.default_rng(1))
+    assert not set(group[fold]) & set(group[~fold])
+    assert abs(len(set(group[fold])) - 25.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fake", "groups", "fault"),
+    [
+        (np.zeros((15, 32, 32, 3), np.uint8), None, "16 images of each kind, not 15"),
+        (np.zeros((20, 16, 16, 3), np.uint8), None, r"\(32, 32, 3\) with \(16, 16, 3\)"),
+        (np.zeros((20, 32, 32, 3), np.uint8), (np.zeros(20), np.zeros(20)), "several groups"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(fake, groups, fault):
+    with pytest.raises(UserError, match=fault):
+        expert_judge(np.zeros((20, 32, 32, 3), np.uint8), fake, jax.random.key(0), groups)
