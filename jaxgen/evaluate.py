@@ -1,0 +1,239 @@
+"""python -m jaxgen.evaluate --run=runs/add --steps=50,8,4,2,1: how good a run's samples are."""
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from jaxgen import config as configs
+from jaxgen import methods, quality, stages
+from jaxgen.data.source import Source
+from jaxgen.diffusion.sampler import network_calls
+from jaxgen.errors import UserError, reported
+from jaxgen.metrics.bootstrap import Estimate
+from jaxgen.metrics.networks import FeatureNetwork
+from jaxgen.quality import HELD_OUT, TRAINING, Row
+from jaxgen.runtime import classes
+from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime.progress import duration
+from jaxgen.stages import Loaded
+
+PROGRAM = "python -m jaxgen.evaluate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Folder of a run, or shipped:NAME; give it several times for one table of all."""
+    steps: str = ""
+    """Sampling steps, such as 50,8,4,2,1; for each run its method's own by default."""
+    guidance: float | None = None
+    """Classifier-free guidance; the method's own by default (a student needs none: 1)."""
+    features: str = "shipped:classifier"
+    """Who grades: the folder of a classifier, shipped:classifier, efficientnet-lite0, inception,
+    inception-legacy, dinov2-vitl14 or clip-vitl14-336."""
+    weights: str = ""
+    """File of the grader's weights, for those that do not come with jaxgen."""
+    own_eyes: bool = False
+    """Go on where the grader also judged the run in training; every number's name says so."""
+    samples: int = 500
+    """Most samples of each set of captions, one a caption."""
+    data: str = ""
+    """Data set with the real images; that of the run by default."""
+    seed: int = 0
+    """Seed of captions, noise and intervals."""
+    out: str = ""
+    """JSON file to write, RUN/quality.json by default; for a classifier the folder to write to."""
+
+    def check(self) -> None:
+        """Raises UserError for options that are wrong whatever the run is."""
+        if not self.run:
+            raise UserError("--run is missing; name a run's folder: --run=runs/add")
+        if self.samples < 16:
+            raise UserError(f"--samples is {self.samples}; the measures need 16 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed is {self.seed}; give 0 to {2**32 - 1}")
+        self.counts()
+
+    def counts(self) -> list[int]:
+        """The numbers of steps; none where the method shall choose."""
+        try:
+            return [int(part) for part in self.steps.replace(" ", ",").split(",") if part]
+        except ValueError:
+            raise UserError(f"--steps {self.steps!r}: give whole numbers such as 8,4,1") from None
+
+
+def main() -> None:
+    with reported():
+        begun = time.monotonic()
+        options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        folders = [stages.run_folder(run) for run in options.run]
+        meshes.prepare(quality.BATCH, stages.compiled_beside(folders[0]))
+        runs = [stages.read_unfinished(folder, _say) for folder in folders]
+        if hasattr(methods.of(runs[0].config), "predict"):
+            for loaded in runs:
+                _accuracy(loaded, options)
+            return
+        _samples(runs, options)
+        print(f"all done in {duration(time.monotonic() - begun)}")
+
+
+def _samples(runs: Sequence[Loaded], options: Options) -> None:
+    how = [quality.samplers(r.config, options.counts(), options.guidance) for r in runs]
+    weights = Path(options.weights) if options.weights else None
+    network = quality.grader(options.features, weights, runs, options.own_eyes)
+    out = Path(options.out) if options.out else _default_out(runs[0])
+    first = runs[0].config.data
+    for loaded in runs[1:]:
+        data = loaded.config.data
+        if (data.size, options.data or data.name) != (first.size, options.data or first.name):
+            raise UserError(
+                f"{runs[0].folder} draws {first.name} at {first.size} px, {loaded.folder} "
+                f"{data.name} at {data.size} px; evaluate them one by one, or name one --data"
+            )
+    sources = quality.both_splits(runs[0].config, options.data)
+    real = quality.real_images(*sources, network, Path(first.root) / ".features")
+    print(f"grader: {network.title}")
+    rows: list[Row] = []
+    for name, loaded, chosen in zip(options.run, runs, how, strict=True):
+        rows += quality.rows(
+            loaded, name, chosen, sources, real, network, options.samples, options.seed, _say
+        )
+    floor = quality.floor(real, options.seed)
+    _write(out, _report(options, network, options.data or first.name, sources, rows, floor))
+    print(_tables(rows, floor, sources))
+    print(f"numbers, with all intervals: {out}")
+
+
+def _accuracy(loaded: Loaded, options: Options) -> None:
+    """A classifier is measured by how often it is right."""
+    method: Any = methods.of(loaded.config)
+    if not hasattr(method, "predict"):
+        raise UserError(f"{loaded.folder} is no classifier as the first run is; evaluate it alone")
+    _, source = quality.both_splits(loaded.config, options.data)
+    if source.labels != loaded.labels:
+        raise UserError(
+            f"{loaded.folder} tells {_some(loaded.labels)}; the class names of {source.name} "
+            f"differ: {_some(source.labels)}"
+        )
+    if not len(source):
+        raise UserError(f"{source.name} holds no pictures out for a test")
+    predict = functools.partial(method.predict, loaded.config)
+    mesh = meshes.dividing(quality.BATCH)
+    folder = Path(options.out) if options.out else loaded.folder
+    if _shipped(folder):
+        folder = Path(f"{loaded.config.name}_evaluation")
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    print(classes.grade(predict, loaded.weights, source, quality.BATCH, mesh, folder))
+
+
+def _report(
+    options: Options,
+    network: FeatureNetwork,
+    name: str,
+    sources: tuple[Source, Source],
+    rows: Sequence[Row],
+    floor: dict[str, Estimate],
+) -> dict[str, Any]:
+    device = jax.devices()[0]
+    held_out = f"({network.title}; {len(sources[1])} held-out images)"
+    return {
+        "command": f"{PROGRAM} {shlex.join(sys.argv[1:])}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": f"{jax.device_count()} x {device.device_kind}",
+        "data": {"name": name, **{s.split: len(s) for s in sources}},
+        "grader": {"title": network.title, "sha256": network.digest},
+        "seed": options.seed,
+        "floor": {f"{name} {held_out}": value._asdict() for name, value in floor.items()},
+        "rows": [quality.as_json(row, network) for row in rows],
+    }
+
+
+COLUMNS = {
+    "Fréchet": ("frechet", 1, 1),
+    "KID·10³": ("kid", 1000, 1),
+    "precision": ("precision", 100, 0),
+    "recall": ("recall", 100, 0),
+    "density": ("density", 100, 0),
+    "coverage": ("coverage", 100, 0),
+    "told": ("expert", 100, 0),
+    "R@1": ("retrieval@1", 100, 0),
+    "R@5": ("retrieval@5", 100, 0),
+    "R@10": ("retrieval@10", 100, 0),
+    "nearest": ("nearest_ratio", 1, 2),
+    "copied": ("copied", 100, 0),
+}  # title: name, factor, digits
+
+
+def _tables(rows: Sequence[Row], floor: dict[str, Estimate], sources: tuple[Source, Source]) -> str:
+    """One table a set of captions; value ± half of the 95 % interval."""
+    parts = []
+    for captions in (TRAINING, HELD_OUT):
+        own = [row for row in rows if row.captions == captions]
+        lines = [["", "s/image", "calls", *COLUMNS]]
+        for row in own:
+            cost = [f"{row.seconds:.4f}", str(network_calls(row.sampler))]
+            lines.append([row.title, *cost, *_cells(row.found)])
+        if captions == HELD_OUT:
+            lines.append(["held-out real images", "", "", *_cells(floor)])
+        head = f"{own[0].count} samples of {captions} captions, {len(sources[0])} training images"
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+            for line in lines
+        ]
+        parts.append("\n".join([head, *table]))
+    chance = [100 * at / sum(map(len, sources)) for at in (1, 5, 10)]
+    parts.append(
+        "shares in %, ± half of the 95 % interval; told: held-out accuracy of the expert judge, 50 "
+        f"is fooled; R@1, 5, 10 by chance: {chance[0]:.2f}, {chance[1]:.1f}, {chance[2]:.1f}; "
+        "nearest: distance to the nearest training image over that of held-out real images; "
+        "copied: nearer than 95 % of those, 5 by chance"
+    )
+    return "\n\n".join(parts)
+
+
+def _cells(found: dict[str, Estimate]) -> list[str]:
+    return [
+        f"{factor * e.value:.{digits}f}±{factor * (e.high - e.low) / 2:.{digits}f}"
+        if (e := found.get(name))
+        else ""
+        for name, factor, digits in COLUMNS.values()
+    ]
+
+
+def _default_out(loaded: Loaded) -> Path:
+    return Path("quality.json") if _shipped(loaded.folder) else loaded.folder / "quality.json"
+
+
+def _shipped(folder: Path) -> bool:
+    """Whether the folder is one of jaxgen's own, where nothing may be written."""
+    return stages.compiled_beside(folder).parent != folder.parent
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+
+
+def _say(line: str) -> None:
+    print(f"jaxgen: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""All measures of one set of samples against real images, each with its 95 % interval."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray, UInt8
+
+from jaxgen.metrics import bootstrap, expert, frechet, kernel, memorisation, retrieval
+from jaxgen.metrics.bootstrap import Estimate
+from jaxgen.metrics.manifold import manifold
+
+LEAST = 16  # images of a kind, below which the expert judge has nothing to learn from
+RETRIEVED = (1, 5, 10)
+NEIGHBOURS = 5  # k of precision, recall, density and coverage
+COPIED = 5.0  # per cent of the held-out images are nearer to a training image than a "copy" is
+_RESAMPLES = 100
+_Z = 1.959964
+
+Rows = Int[np.ndarray, "m"]
+
+
+class Pictures(NamedTuple):
+    """Images, and what a feature network sees in them, row for row."""
+
+    images: UInt8[np.ndarray, "n h w 3"]
+    features: Float[np.ndarray, "n d"]
+
+
+class Real(NamedTuple):
+    """The real images: those of training first, then those held out."""
+
+    all: Pictures
+    training: int
+    """How many of them are of training."""
+
+    @property
+    def train(self) -> Float[np.ndarray, "n d"]:
+        """Features of the training images."""
+        return self.all.features[: self.training]
+
+    @property
+    def held_out(self) -> Float[np.ndarray, "n d"]:
+        """Features of the held-out images."""
+        return self.all.features[self.training :]
+
+
+def measures(samples: Pictures, own: Rows, real: Real, key: PRNGKeyArray) -> dict[str, Estimate]:
+    """Every measure by name; samples of one caption count as one when intervals are made.
+
+    `own` has for each sample the row of the real image whose caption it was made from. `key` seeds
+    resampling and the expert judge, which tells those very images from the samples. Raises
+    `UserError` for fewer images than a measure needs.
+    """
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    asked = np.unique(own)
+    found = likeness(samples.features, real.train, rng, own)
+    found["expert"] = expert.expert_judge(
+        real.all.images[asked], samples.images, key, groups=(asked, own)
+    )
+    ranks = retrieval.ranks(samples.features, real.all.features, own)
+    for at in RETRIEVED:
+        found[f"retrieval@{at}"] = bootstrap.of_share(retrieval.hits(ranks, at), own)
+    of_samples = memorisation.nearest(samples.features, real.train)
+    of_held_out = memorisation.nearest(real.held_out, real.train)
+    found["nearest_ratio"] = bootstrap.of_statistic(
+        memorisation.median_ratio, of_samples, of_held_out, rng=rng, groups=[own, None]
+    )
+    found["copied"] = bootstrap.of_share(memorisation.nearer(of_samples, of_held_out, COPIED), own)
+    return found
+
+
+def likeness(
+    fake: Float[np.ndarray, "m d"],
+    real: Float[np.ndarray, "n d"],
+    rng: np.random.Generator,
+    own: Rows | None = None,
+) -> dict[str, Estimate]:
+    """The measures that compare two sets of features, whatever each image shows.
+
+    Of held-out real images against those of training they are the floor: what perfect samples, as
+    many as that, would have.
+    """
+    fixed = frechet.gaussian(real)
+    distance = bootstrap.of_statistic(
+        lambda features: frechet.distance(fixed, frechet.gaussian(features)),
+        fake,
+        rng=rng,
+        groups=[own],
+        resamples=_RESAMPLES,
+    )
+    kid, error = kernel.kid(real, fake)
+    near = manifold(real, fake, NEIGHBOURS)
+    return {
+        "frechet": distance._replace(low=max(distance.low, 0.0)),
+        "kid": Estimate(kid, kid - _Z * error, kid + _Z * error),
+        "precision": bootstrap.of_share(near.precision, own),
+        "recall": bootstrap.of_share(near.recall),
+        "density": bootstrap.of_mean(near.density, rng, own),
+        "coverage": bootstrap.of_share(near.coverage),
+    }

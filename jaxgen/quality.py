@@ -1,0 +1,267 @@
+"""How good a run's samples are: draws them, looks at them with a feature network, measures them.
+
+Doors call this; it knows no method by name.
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from jaxgen import methods, stages
+from jaxgen.config import Experiment
+from jaxgen.data.source import Source, digest
+from jaxgen.data.sources import open_source
+from jaxgen.diffusion import sampler as sampling
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.errors import UserError
+from jaxgen.metrics import memorisation, networks
+from jaxgen.metrics.measures import LEAST, Estimate, Pictures, Real, likeness, measures
+from jaxgen.metrics.networks import FeatureNetwork
+from jaxgen.metrics.resize import bicubic
+from jaxgen.runtime import mesh as meshes
+from jaxgen.stages import Loaded
+from jaxgen.text import tokenizer as words
+
+TRAINING, HELD_OUT = "training", "held-out"
+BATCH = 64  # images that are drawn at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one sampler of one run makes of one set of captions."""
+
+    run: str
+    sampler: Sampler
+    captions: str
+    """training or held-out."""
+    count: int
+    """Samples."""
+    seconds: float
+    """For an image, in batches of `BATCH`, without compiling."""
+    found: dict[str, Estimate]
+
+    @property
+    def title(self) -> str:
+        """Run and sampler, short."""
+        guided = f", guidance {self.sampler.guidance:g}" if self.sampler.guidance != 1 else ""
+        return f"{self.run}, {self.sampler.steps} step{'s' * (self.sampler.steps > 1)}{guided}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Captions to draw: ids, and for each the row of the real image that it belongs to."""
+
+    ids: Int[np.ndarray, "m length"]
+    own: Int[np.ndarray, "m"]
+
+
+def grader(
+    name: str, weights: Path | None, runs: Sequence[Loaded], own_eyes: bool
+) -> FeatureNetwork:
+    """The feature network called `name`: one of `networks.NETWORKS`, or a classifier's run folder.
+
+    Raises `UserError` where there is no such network, and where one of the runs was trained by its
+    verdict, unless `own_eyes`: then its title says so.
+    """
+    if name in networks.NETWORKS:
+        network = networks.open_network(name, weights)
+    else:
+        network = _classifier(name)
+    for loaded in runs:
+        if name not in _eyes(loaded.config):
+            continue
+        if not own_eyes:
+            raise UserError(
+                f"{loaded.folder} was trained by the verdict of {name}, which would flatter it; "
+                "choose other --features, or go on with --own-eyes"
+            )
+        description = network.description
+        marked = dataclasses.replace(description, weights=f"{description.weights} (own judge)")
+        network = dataclasses.replace(network, description=marked)
+    return network
+
+
+def real_images(source: Source, held_out: Source, network: FeatureNetwork, cache: Path) -> Real:
+    """Both splits with their features, which are kept in the folder `cache`.
+
+    Raises `UserError`, saying how many there are, where a measure needs more, and where the splits
+    share their pictures.
+    """
+    for split in (source, held_out):
+        if len(split) < LEAST:
+            raise UserError(
+                f"{split.name} has {len(split)} pictures in its split {split.split!r}; the "
+                f"measures need {LEAST} or more"
+            )
+    images = [np.stack([s.images[n] for n in range(len(s))]) for s in (source, held_out)]
+    seen_by = digest(network.title.encode(), network.digest.encode())
+    features = [
+        _kept(cache / f"{s.fingerprint}-{seen_by}.npy", network, i)
+        for s, i in zip((source, held_out), images, strict=True)
+    ]
+    apart = memorisation.nearest(features[1], features[0])
+    memorisation.median_ratio(apart, apart)  # refuses, before anything is drawn
+    return Real(Pictures(np.concatenate(images), np.concatenate(features)), len(source))
+
+
+def both_splits(config: Experiment, name: str) -> tuple[Source, Source]:
+    """The training and the held-out pictures of the data called `name`, at the config's size."""
+    data = config.data
+    return tuple(  # pyright: ignore[reportReturnType]
+        open_source(name or data.name, split, data.size, data.root) for split in ("train", "test")
+    )
+
+
+def asked(loaded: Loaded, source: Source, first: int, most: int, seed: int) -> Asked:
+    """One caption each of at most `most` pictures; `first` is the row of the source's first."""
+    rng = np.random.default_rng((seed, first))
+    chosen = np.sort(rng.permutation(len(source))[:most])
+    texts = [source.captions[n][rng.integers(len(source.captions[n]))] for n in chosen]
+    ids = words.encode(loaded.tokenizer, texts, loaded.config.caption_length)
+    return Asked(ids, chosen + first)
+
+
+def drawn(
+    loaded: Loaded, sampler: Sampler, ids: Int[np.ndarray, "m length"], seed: int
+) -> tuple[UInt8[np.ndarray, "m h w 3"], float]:
+    """An image for each caption, and the seconds that one took."""
+    method = methods.of(loaded.config)
+    mesh = meshes.dividing(BATCH)
+    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
+    weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
+    full = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % BATCH, axis=0)])
+    blocks = [
+        jax.device_put(full[start : start + BATCH], meshes.over_batch(mesh))
+        for start in range(0, len(full), BATCH)
+    ]
+    key = jax.random.key(seed)
+    compiled = program.lower(weights, key, blocks[0], sampler).compile()
+    images, begun = [], time.monotonic()
+    for number, block in enumerate(blocks):
+        images.append(np.asarray(compiled(weights, jax.random.fold_in(key, number), block)))
+    seconds = (time.monotonic() - begun) / len(full)
+    return np.concatenate(images)[: len(ids)], seconds
+
+
+def rows(
+    loaded: Loaded,
+    name: str,
+    how: Sequence[Sampler],
+    sources: tuple[Source, Source],
+    real: Real,
+    network: FeatureNetwork,
+    most: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> list[Row]:
+    """A row for every sampler and both sets of captions of one run."""
+    sets = {
+        TRAINING: asked(loaded, sources[0], 0, most, seed),
+        HELD_OUT: asked(loaded, sources[1], real.training, most, seed),
+    }
+    ids = np.concatenate([wanted.ids for wanted in sets.values()])
+    found = []
+    for sampler in how:
+        images, seconds = drawn(loaded, sampler, ids, seed)
+        samples = Pictures(images, network.features(images))
+        start = 0
+        for captions, wanted in sets.items():
+            these = slice(start, start := start + len(wanted.ids))
+            part = Pictures(samples.images[these], samples.features[these])
+            values = measures(part, wanted.own, real, jax.random.key(seed))
+            found.append(Row(name, sampler, captions, len(wanted.ids), seconds, values))
+        progress(f"{found[-1].title}: {len(ids)} samples drawn and measured")
+    return found
+
+
+def floor(real: Real, seed: int) -> dict[str, Estimate]:
+    """Held-out real images in place of samples: what perfect samples, as many, would have."""
+    return likeness(real.held_out, real.train, np.random.default_rng(seed))
+
+
+def samplers(config: Experiment, steps: Sequence[int], guidance: float | None) -> list[Sampler]:
+    """The method's own sampler at each number of steps; UserError where it cannot be."""
+    method: Any = methods.of(config)
+    if not hasattr(method, "sample"):
+        raise UserError(f"a run of {methods.name(config)} makes no samples to measure")
+    usual = next(iter(method.samplers(config).values()))
+    chosen = [dataclasses.replace(usual, steps=n) for n in steps or method.measured_steps(config)]
+    if guidance is not None:
+        chosen = [dataclasses.replace(sampler, guidance=guidance) for sampler in chosen]
+    for sampler in chosen:
+        method.check_sampler(config, sampler)
+    return chosen
+
+
+def as_json(row: Row, network: FeatureNetwork) -> dict[str, Any]:
+    """The row as JSON values; every metric's name says by which network, from how many samples."""
+    which = f"({network.title}; {row.count} samples)"
+    return {
+        "run": row.run,
+        "captions": row.captions,
+        "sampler": dataclasses.asdict(row.sampler),
+        "network_calls": sampling.network_calls(row.sampler),
+        "seconds_per_image": row.seconds,
+        "batch": BATCH,
+        "metrics": {f"{name} {which}": value._asdict() for name, value in row.found.items()},
+    }
+
+
+def _eyes(config: Experiment) -> set[str]:
+    """Names and folders of what judged the run while it was trained."""
+    return {value for role, value in config.roles().items() if role != "teacher"}
+
+
+def _classifier(name: str) -> FeatureNetwork:
+    loaded = stages.read(stages.run_folder(name))
+    method: Any = methods.of(loaded.config)
+    if not hasattr(method, "features"):
+        known = ", ".join(networks.NETWORKS)
+        raise UserError(
+            f"--features {name} is a run of {methods.name(loaded.config)}, no classifier; give "
+            f"the folder of one, or one of {known}"
+        )
+    size = loaded.config.data.size
+
+    def see(weights: Any, images: jax.Array) -> Float[jax.Array, "b dims"]:
+        pixels = images if images.shape[1] == size else bicubic(images, size)
+        return method.features(loaded.config, weights, pixels)
+
+    shape = jax.eval_shape(see, loaded.weights, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
+    title = f"{loaded.config.name} of {loaded.config.data.name}"
+    description = networks.Description(
+        name=name,
+        weights=f"{title}, {loaded.step} steps",
+        resize=f"bicubic {size}",
+        dims=shape.shape[-1],
+        batch=BATCH,
+        source="",
+        load=lambda _: loaded.weights,
+        see=see,
+    )
+    return FeatureNetwork(description, jax.device_put(loaded.weights))
+
+
+def _kept(path: Path, network: FeatureNetwork, images: np.ndarray) -> np.ndarray:
+    """The features, from the file if it is there and whole, else into it."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if found.shape == (len(images), network.description.dims):
+            return found
+    except (OSError, ValueError, EOFError):
+        pass
+    found = network.features(images)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("wb") as file:
+        np.save(file, found)
+    os.replace(partial, path)
+    return found
