@@ -1,6 +1,13 @@
-"""Before anything imports JAX: eight CPU devices, so that meshes can be tested on any machine."""
+"""Before anything imports JAX: eight CPU devices, so that meshes can be tested on any machine.
 
+And XLA's CPU code is left unoptimised, in the processes that tests start too: compiling is most of
+what the tests do. A test that trains for long asks for optimised code itself.
+"""
+
+import os
 import sys
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 
