@@ -22,6 +22,7 @@ config = Add(
     teacher_config="diffusion",
     data=teacher.data,
     model=teacher.model,
+    guidance=teacher.guidance,
     shown=teacher.shown,
     # Colours are in the captions, so the judge must see them as they are.
     judge=JudgeConfig(taps=(2, 4, 10), resize=64, augment=("translation", "cutout")),

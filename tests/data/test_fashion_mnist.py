@@ -23,8 +23,8 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / IMAGES_FILE).write_bytes(gzip.compress(idx(PICTURES)))
-    (tmp_path / LABELS_FILE).write_bytes(gzip.compress(idx(LABELS)))
+    (tmp_path / IMAGES_FILE).write_bytes(gzip.compress(idx(PICTURES), mtime=0))
+    (tmp_path / LABELS_FILE).write_bytes(gzip.compress(idx(LABELS), mtime=0))
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(PICTURES[:3]))
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(LABELS[:3]))
     return tmp_path
@@ -60,7 +60,7 @@ def test_the_fingerprint_is_of_the_contents_and_not_of_the_place(folder, tmp_pat
     for file in folder.iterdir():
         (moved / file.name).write_bytes(file.read_bytes())
     assert opened(moved).fingerprint == before
-    (moved / IMAGES_FILE).write_bytes(gzip.compress(idx(PICTURES[::-1])))
+    (moved / IMAGES_FILE).write_bytes(gzip.compress(idx(PICTURES[::-1]), mtime=0))
     assert opened(moved).fingerprint != before
 
 
@@ -75,17 +75,29 @@ def test_what_is_missing_is_said(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        (IMAGES_FILE, gzip.compress(idx(PICTURES))[:-500], "images.*cannot be read.*fetch it"),
-        (IMAGES_FILE, gzip.compress(idx(PICTURES)[:-500]), "cut short or damaged: 15180 bytes"),
-        (IMAGES_FILE, gzip.compress(idx(PICTURES) + b"x"), "cut short or damaged: 15681 bytes"),
+        (
+            IMAGES_FILE,
+            gzip.compress(idx(PICTURES), mtime=0)[:-500],
+            "images.*cannot be read.*fetch it",
+        ),
+        (
+            IMAGES_FILE,
+            gzip.compress(idx(PICTURES)[:-500], mtime=0),
+            "cut short or damaged: 15180 bytes",
+        ),
+        (
+            IMAGES_FILE,
+            gzip.compress(idx(PICTURES) + b"x", mtime=0),
+            "cut short or damaged: 15681 bytes",
+        ),
         (IMAGES_FILE, b"<html>404</html>", "images.*cannot be read"),
-        (IMAGES_FILE, gzip.compress(b"<html>404</html>"), "is no idx file"),
-        (IMAGES_FILE, gzip.compress(idx(PICTURES)[:9]), "is no idx file"),
-        (IMAGES_FILE, gzip.compress(b""), "is no idx file"),
-        (IMAGES_FILE, gzip.compress(idx(PICTURES[:, 1:])), "no square pictures"),
-        (IMAGES_FILE, gzip.compress(idx(PICTURES[:0])), "no square pictures"),
-        (LABELS_FILE, gzip.compress(idx(LABELS[:-1])), r"\(19,\) for the 20 pictures"),
-        (LABELS_FILE, gzip.compress(idx(LABELS + 1)), "the label 10"),
+        (IMAGES_FILE, gzip.compress(b"<html>404</html>", mtime=0), "is no idx file"),
+        (IMAGES_FILE, gzip.compress(idx(PICTURES)[:9], mtime=0), "is no idx file"),
+        (IMAGES_FILE, gzip.compress(b"", mtime=0), "is no idx file"),
+        (IMAGES_FILE, gzip.compress(idx(PICTURES[:, 1:]), mtime=0), "no square pictures"),
+        (IMAGES_FILE, gzip.compress(idx(PICTURES[:0]), mtime=0), "no square pictures"),
+        (LABELS_FILE, gzip.compress(idx(LABELS[:-1]), mtime=0), r"\(19,\) for the 20 pictures"),
+        (LABELS_FILE, gzip.compress(idx(LABELS + 1), mtime=0), "the label 10"),
     ],
 )
 def test_damaged_files_are_named_in_one_line(folder, file, content, message):
