@@ -14,9 +14,11 @@ from jaxgen.methods import diffusion
 from jaxgen.methods.diffusion import Diffusion
 
 
-@pytest.mark.parametrize(("kind", "prediction"), [("flow", "x0"), ("cosine", "v")])
+@pytest.mark.parametrize(
+    ("kind", "prediction", "steps"), [("flow", "x0", 1000), ("cosine", "v", 1800)]
+)
 def test_a_handful_of_images_is_reproduced(
-    diffusion_config: Diffusion, batch, kind: str, prediction: str
+    diffusion_config: Diffusion, batch, kind: str, prediction: str, steps: int
 ) -> None:
     config = dataclasses.replace(
         diffusion_config,
@@ -25,7 +27,7 @@ def test_a_handful_of_images_is_reproduced(
             schedule=schedules.Schedule(kind=kind, zero_terminal_snr=kind == "cosine"),  # pyright: ignore
             prediction=prediction,  # pyright: ignore
         ),
-        train=Train(steps=1000, batch=16, ema=0.99),
+        train=Train(steps=steps, batch=16, ema=0.99),
         optimizer=Optimizer(learning_rate=4e-3, warmup=50),
     )
     many = {name: np.tile(v, (2,) + (1,) * (v.ndim - 1)) for name, v in batch.items()}
