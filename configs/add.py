@@ -3,7 +3,7 @@
 Command:  python -m jaxgen.train --config=add
 Hardware: 2 CPU cores, 3.5 GB of memory.
 Time:     8 minutes: 1 to compile, 5 1/2 for 500 steps of 24 images; the rest prepares and draws.
-Result:   one step takes a 66th of the teacher's 50 guided ones, and we recognise 11 of the 12
+Result:   one step takes an 80th of the teacher's 50 guided ones, and we recognise 11 of the 12
           captions shown in it (the carrot could be a bat, in the teacher's pictures too).
 """
 
