@@ -66,6 +66,9 @@ class Add(TextToImage):
     goes with its judge: compare adversarial_gradient and distillation_gradient in the metrics."""
     weighting: Weighting = "exponential"
     """c(t): exponential α_t; sds; or nfsd, noise-free score distillation."""
+    teacher_range: tuple[float, float] = (0.0, 1.0)
+    """Part of the schedule from which the teacher's timestep t is drawn. The paper takes all of it;
+    a teacher that blurs images with little noise, as x0-prediction does, does harm there."""
     teacher_steps: int = 1
     """Steps that the teacher takes from the noised student output to its prediction."""
     teacher_guidance: float = 1.0
@@ -133,6 +136,9 @@ class Add(TextToImage):
                 f"--frequency is {self.frequency}; give numbers from 0 up, the first above 0, or "
                 "one step is never learnt"
             )
+        low, high = self.teacher_range
+        if not 0 <= low < high <= 1:
+            raise UserError(f"--teacher-range is {low} {high}; give two shares from 0 to 1, rising")
         if self.teacher_steps < 1:
             raise UserError(f"--teacher-steps is {self.teacher_steps}; give 1 or more")
         if self.teacher_steps > 1 and self.weighting == "nfsd":
@@ -282,8 +288,9 @@ def student_input(config: Add, x0: Images, eps: Images, s: Float[Array, " b"]) -
 
 
 def teacher_timesteps(config: Add, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
-    """t, uniform over all timesteps."""
-    return jax.random.randint(key, (count,), 0, config.model.schedule.timesteps).astype(jnp.float32)
+    """t, uniform over the timesteps of the `teacher_range`."""
+    low, high = (round(share * config.model.schedule.timesteps) for share in config.teacher_range)
+    return jax.random.randint(key, (count,), low, max(high, low + 1)).astype(jnp.float32)
 
 
 def teacher_target(

@@ -70,6 +70,20 @@ def test_student_timesteps_are_the_four_and_the_last_is_pure_noise(add_config: A
         np.testing.assert_allclose(pure, eps * schedule.sigmas()[-1], rtol=1e-6)
 
 
+def test_teacher_timesteps_fill_their_range(add_config: Add) -> None:
+    for share, first, last in (
+        ((0.0, 1.0), 0, 999),
+        ((0.3, 0.32), 300, 319),
+        ((0.5, 0.5001), 500, 500),
+    ):
+        config = dataclasses.replace(add_config, teacher_range=share)
+        t = np.unique(add.teacher_timesteps(config, jax.random.key(0), 20_000))
+        assert (t[0], t[-1], len(t)) == (first, last, last - first + 1)
+    for share in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)):
+        with pytest.raises(UserError, match="--teacher-range"):
+            dataclasses.replace(add_config, teacher_range=share).check()
+
+
 def test_the_teacher_is_fed_the_student_output_noised_again(
     add_config: Add, frozen, x0, text, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,10 +163,11 @@ def test_teacher_steps_follow_ddim(
 
 @pytest.fixture(scope="module")
 def step(add_config: Add):
-    """A train step with the two weights and the two learning rates as arguments, compiled once."""
+    """A train step with λ as an argument, compiled once."""
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(config, state, frozen, batch):
+    @jax.jit
+    def run(distillation, state, frozen, batch):
+        config = dataclasses.replace(add_config, distillation=distillation)
         return add.train_step(config, state, frozen, batch)
 
     return run
@@ -165,11 +180,8 @@ def moved(before, after) -> float:
     )
 
 
-def test_the_judge_alone_moves_the_student_and_nothing_frozen(
-    add_config: Add, frozen, state, batch, step
-) -> None:
-    config = dataclasses.replace(add_config, distillation=0.0)
-    after, metrics = step(config, state, frozen, batch)
+def test_the_judge_alone_moves_the_student_and_nothing_frozen(frozen, state, batch, step) -> None:
+    after, metrics = step(0.0, state, frozen, batch)
     assert metrics["student_gradient"] > 1e-4
     assert metrics["adversarial_gradient"] > 1e-4
     assert metrics["distillation_gradient"] == 0, "its weight is in it"
@@ -185,9 +197,8 @@ def test_one_batch_improves_the_measures_of_both_players(
 ) -> None:
     first = None
     for _ in range(12):
-        state, metrics = step(
-            add_config, state.replace(step=jnp.zeros((), jnp.int32)), frozen, batch
-        )
+        again = state.replace(step=jnp.zeros((), jnp.int32))
+        state, metrics = step(add_config.distillation, again, frozen, batch)
         first = first or metrics
     assert metrics["judge"] < 0.9 * first["judge"], "the judge learns to tell"
     assert metrics["real_believed"] > metrics["fake_believed"]
