@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 _MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 
@@ -17,18 +18,20 @@ class UserError(Exception):
 def reported() -> Iterator[None]:
     """Turns a `UserError`, a full disk or a forbidden file into one line on stderr and exit code 2.
 
-    Doors run inside it.
+    Ctrl-C is one line and exit code 130. Doors run inside it.
     """
     try:
         yield
     except UserError as error:
         _end(str(error))
+    except KeyboardInterrupt:
+        _end("interrupted", EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno not in _MACHINE_FAULTS:
             raise
         _end(f"{error.strerror}: {error.filename or 'a file of the run'}; mend that and run again")
 
 
-def _end(line: str) -> None:
+def _end(line: str, code: int = EXIT_USER_ERROR) -> None:
     print(f"jaxgen: {' '.join(line.split())}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(code)

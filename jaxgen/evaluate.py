@@ -104,13 +104,16 @@ def _samples(runs: Sequence[Loaded], options: Options) -> None:
     sources = quality.both_splits(runs[0].config, options.data)
     real = quality.real_images(*sources, network, Path(first.root) / ".features")
     print(f"grader: {network.title}")
+    floor = quality.floor(real, options.seed)
     rows: list[Row] = []
     for name, loaded, chosen in zip(options.run, runs, how, strict=True):
-        rows += quality.rows(
-            loaded, name, chosen, sources, real, network, options.samples, options.seed, _say
-        )
-    floor = quality.floor(real, options.seed)
-    _write(out, _report(options, network, options.data or first.name, sources, rows, floor))
+        for found in quality.rows(
+            loaded, name, chosen, sources, real, network, options.samples, options.seed
+        ):
+            rows += found
+            # After every row: whoever interrupts a long measurement keeps what is measured.
+            _write(out, _report(options, network, options.data or first.name, sources, rows, floor))
+            _say(f"{found[-1].title}: {sum(row.count for row in found)} samples measured")
     print(_tables(rows, floor, sources))
     print(f"numbers, with all intervals: {out}")
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,26 +160,23 @@ def rows(
     network: FeatureNetwork,
     most: int,
     seed: int,
-    progress: Callable[[str], None],
-) -> list[Row]:
-    """A row for every sampler and both sets of captions of one run."""
+) -> Iterator[list[Row]]:
+    """For every sampler of one run, when it is measured, a row for each set of captions."""
     sets = {
         TRAINING: asked(loaded, sources[0], 0, most, seed),
         HELD_OUT: asked(loaded, sources[1], real.training, most, seed),
     }
     ids = np.concatenate([wanted.ids for wanted in sets.values()])
-    found = []
     for sampler in how:
         images, seconds = drawn(loaded, sampler, ids, seed)
         samples = Pictures(images, network.features(images))
-        start = 0
+        found, start = [], 0
         for captions, wanted in sets.items():
             these = slice(start, start := start + len(wanted.ids))
             part = Pictures(samples.images[these], samples.features[these])
             values = measures(part, wanted.own, real, jax.random.key(seed))
             found.append(Row(name, sampler, captions, len(wanted.ids), seconds, values))
-        progress(f"{found[-1].title}: {len(ids)} samples drawn and measured")
-    return found
+        yield found
 
 
 def floor(real: Real, seed: int) -> dict[str, Estimate]:

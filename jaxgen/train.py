@@ -19,7 +19,7 @@ from jaxgen.config import Experiment
 from jaxgen.data.pipeline import batches, iterate
 from jaxgen.data.source import Source
 from jaxgen.data.sources import open_source
-from jaxgen.errors import UserError, reported
+from jaxgen.errors import EXIT_INTERRUPTED, UserError, reported
 from jaxgen.runtime import classes, loop, pictures, run
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
@@ -47,7 +47,7 @@ def main() -> None:
         except (loop.Interrupted, KeyboardInterrupt) as stop:
             note = str(stop) or "interrupted; the same command goes on from the last checkpoint"
             print(f"jaxgen: {note}", file=sys.stderr, flush=True)
-            os._exit(loop.EXIT_INTERRUPTED)  # reading and saving threads need not be waited for
+            os._exit(EXIT_INTERRUPTED)  # reading and saving threads need not be waited for
         print(f"all done in {duration(time.monotonic() - began)}")
 
 

@@ -121,6 +121,26 @@ def test_features_of_real_images_are_kept(folder: Path, door) -> None:
     assert Path("runs/student/quality.json").is_file()
 
 
+def test_an_interrupted_measurement_keeps_what_is_measured(
+    folder: Path, door, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = quality.drawn
+
+    def once(loaded, sampler, *rest):
+        if sampler.steps == 1:
+            raise KeyboardInterrupt
+        return drawn(loaded, sampler, *rest)
+
+    monkeypatch.setattr(quality, "drawn", once)
+    with pytest.raises(SystemExit) as stop:
+        door("--run=runs/student", "--features=runs/grader", "--samples=16", "--steps=2,1",
+             "--out=part.json")  # fmt: skip
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "jaxgen: interrupted"
+    rows = json.loads((folder / "part.json").read_text())["rows"]
+    assert [row["sampler"]["steps"] for row in rows] == [2, 2]
+
+
 def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) -> None:
     door("--run=runs/grader")
     assert "held-out accuracy" in capsys.readouterr().out

@@ -29,6 +29,7 @@ def open_tfds(name: str, split: str, size: int, root: str | Path, label: str = "
     `label` is as in `read`.
     """
     builder = _builder(name, root)
+    check_label(builder, f"tfds:{name}", label)
     try:
         builder.download_and_prepare(
             file_format="array_record",
@@ -57,8 +58,7 @@ def read(builder: Any, name: str, split: str, size: int, label: str = "") -> Sou
     if image is None:
         raise UserError(f"{name} has no image feature; its features are {', '.join(features)}")
     captions = _feature(features, CAPTION_FEATURES, None)
-    if label:
-        _check_label(features, name, label)
+    check_label(builder, name, label)
     label_feature = label or _feature(features, LABEL_FEATURES, tfds.features.ClassLabel)
     if captions is None and label_feature is None:
         raise UserError(f"{name} has neither captions nor labels to learn from")
@@ -101,6 +101,20 @@ def read(builder: Any, name: str, split: str, size: int, label: str = "") -> Sou
         ids=tuple(ids[i] for i in order),
         content=content,
     )
+
+
+def check_label(builder: Any, name: str, label: str) -> None:
+    """Raises `UserError` unless the set has classes in the feature `label`, or `label` is empty.
+
+    Nothing need be prepared for that.
+    """
+    features = builder.info.features
+    known = [f for f in features if isinstance(features[f], tfds.features.ClassLabel)]
+    if label and label not in known:
+        raise UserError(
+            f"--data.label: {name} has no classes {label!r}{suggestion(label, known)} "
+            f"It has: {', '.join(known) or 'none'}"
+        )
 
 
 _REMEDY = 'prepare it where that works, with file_format="array_record", and copy it to'
@@ -147,15 +161,6 @@ def _feature(features: Any, names: tuple[str, ...], kind: type | None) -> str | 
         known += [name for name in features if name not in known]
         known = [name for name in known if isinstance(features[name], kind)]
     return known[0] if known else None
-
-
-def _check_label(features: Any, name: str, label: str) -> None:
-    known = [f for f in features if isinstance(features[f], tfds.features.ClassLabel)]
-    if label not in known:
-        raise UserError(
-            f"--data.label: {name} has no classes {label!r}{suggestion(label, known)} "
-            f"It has: {', '.join(known) or 'none'}"
-        )
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -144,6 +144,17 @@ class Openmoji(tfds.core.GeneratorBasedBuilder):
         pass
 
 
+def builder(root: str | Path, size: int) -> Openmoji:
+    """The builder of pictures of `size` pixels in `root`, which draws none yet.
+
+    Raises `UserError` when the size is senseless.
+    """
+    if not 8 <= size <= 1024:
+        raise UserError(f"image size {size}: openmoji is drawn at 8 to 1024 pixels")
+    config = Openmoji.builder_configs.get(f"{size}px", OpenmojiConfig(size))
+    return Openmoji(data_dir=str(root), config=config)
+
+
 def prepare(
     root: str | Path, size: int, progress: Callable[[int, int], None] | None = None
 ) -> Openmoji:
@@ -152,24 +163,20 @@ def prepare(
     The folder appears under its name only when it is whole. `progress(done, total)` is called
     after each picture. Raises `UserError` when the size is senseless or the disk refuses.
     """
-    if not 8 <= size <= 1024:
-        raise UserError(f"image size {size}: openmoji is drawn at 8 to 1024 pixels")
-    config = Openmoji.builder_configs.get(f"{size}px", OpenmojiConfig(size))
-    make = functools.partial(Openmoji, data_dir=str(root), config=config)
-    builder = make()
-    builder.progress = progress
+    made = builder(root, size)
+    made.progress = progress
     tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare(
+        made.download_and_prepare(
             file_format="array_record",
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     except OSError as error:
-        builder = make()
+        made = builder(root, size)
         # Another process may have been quicker.
-        if not builder.is_prepared():
+        if not made.is_prepared():
             raise UserError(f"cannot write the openmoji pictures under {root}: {error}") from error
-    return builder
+    return made
 
 
 def check_groups(groups: Sequence[str]) -> None:

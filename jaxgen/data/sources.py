@@ -41,6 +41,7 @@ def open_source(
     if kind == "openmoji":
         groups = rest.split(",") if colon else []
         openmoji.check_groups(groups)
+        catalogue.check_label(openmoji.builder(root, size), kind, label)
         source = catalogue.read(openmoji.prepare(root, size, progress), kind, split, size, label)
         return openmoji.of_groups(source, groups) if groups else source
     if name == "digits":

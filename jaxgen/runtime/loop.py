@@ -16,8 +16,6 @@ from jaxgen.runtime.metrics import MetricsLog
 from jaxgen.runtime.progress import Bar, duration, terms
 from jaxgen.state import Metrics, State
 
-EXIT_INTERRUPTED = 130
-
 
 class Data(Protocol):
     """An iterator of batches whose position can be saved."""

@@ -113,9 +113,13 @@ def test_groups_are_chosen_whatever_the_label(drawn):
     assert all(one.startswith(("food-", "drink", "dishware", "animal-", "plant-")) for one in seen)
     with pytest.raises(UserError, match="no picture of openmoji in train is in the group flags"):
         open_source("openmoji:flags", "train", 32, drawn.root)
+
+
+def test_unknown_classes_are_refused_before_anything_is_drawn(tmp_path):
     message = r"no classes 'sublbel'; did you mean sublabel\? It has: label, sublabel"
     with pytest.raises(UserError, match=message):
-        open_source(name, "test", 32, drawn.root, label="sublbel")
+        open_source("openmoji", "test", 32, tmp_path, label="sublbel")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_runs_were_trained_on_is_still_the_same(drawn):
