@@ -20,9 +20,9 @@ config = Add(
     data=teacher.data,
     model=teacher.model,
     judge=JudgeConfig(taps=(2, 4, 10, 15), resize=128, augment=("translation", "cutout")),
-    distillation=1000.0,  # as in add.py, untuned here
+    distillation=10000.0,  # as in add.py, untuned here
     frequency=(3, 1, 1, 1),
     train=Train(steps=10_000, batch=128, ema=0.999, sample_every=1000, checkpoint_every=500),
-    optimizer=Optimizer(learning_rate=2e-5, warmup=100, b1=0.0, b2=0.99),
+    optimizer=Optimizer(learning_rate=2e-5, warmup=100, b1=0.9, b2=0.99),
     judge_optimizer=Optimizer(learning_rate=2e-4, warmup=0, b1=0.0, b2=0.99, clip=10.0),
 )
