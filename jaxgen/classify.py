@@ -50,7 +50,8 @@ def main() -> None:
         images = np.stack([_decoded(file, loaded.config.data.size) for file in options.images])
         predict = functools.partial(method.predict, loaded.config)
         mesh = meshes.dividing(batch)
-        found = classes.probabilities(predict, loaded.weights, images, len(images), batch, mesh)
+        with stages.fitting(loaded):
+            found = classes.probabilities(predict, loaded.weights, images, len(images), batch, mesh)
         if found.shape[1] != len(loaded.labels):
             raise UserError(
                 f"{folder}/config.json names {len(loaded.labels)} labels, and its weights tell "

@@ -20,7 +20,9 @@ from jaxgen import methods, quality, stages
 from jaxgen.data.source import Source
 from jaxgen.diffusion.sampler import network_calls
 from jaxgen.errors import UserError, reported
+from jaxgen.metrics import memorisation
 from jaxgen.metrics.bootstrap import Estimate
+from jaxgen.metrics.measures import COPIED, LEAST
 from jaxgen.metrics.networks import FeatureNetwork
 from jaxgen.quality import HELD_OUT, TRAINING, Row
 from jaxgen.runtime import classes
@@ -59,8 +61,8 @@ class Options:
         """Raises UserError for options that are wrong whatever the run is."""
         if not self.run:
             raise UserError("--run is missing; name a run's folder: --run=runs/add")
-        if self.samples < 16:
-            raise UserError(f"--samples is {self.samples}; the measures need 16 or more")
+        if self.samples < LEAST:
+            raise UserError(f"--samples is {self.samples}; the measures need {LEAST} or more")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}; give 0 to {2**32 - 1}")
         self.counts()
@@ -81,6 +83,8 @@ def main() -> None:
         meshes.prepare(quality.BATCH, stages.compiled_beside(folders[0]))
         runs = [stages.read_unfinished(folder, _say) for folder in folders]
         if hasattr(methods.of(runs[0].config), "predict"):
+            if options.out and len(runs) > 1:
+                raise UserError(f"--out {options.out} is one folder for several classifiers")
             for loaded in runs:
                 _accuracy(loaded, options)
             return
@@ -93,6 +97,10 @@ def _samples(runs: Sequence[Loaded], options: Options) -> None:
     weights = Path(options.weights) if options.weights else None
     network = quality.grader(options.features, weights, runs, options.own_eyes)
     out = Path(options.out) if options.out else _default_out(runs[0])
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a .json file in it")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is no folder; make it first")
     first = runs[0].config.data
     for loaded in runs[1:]:
         data = loaded.config.data
@@ -104,16 +112,19 @@ def _samples(runs: Sequence[Loaded], options: Options) -> None:
     sources = quality.both_splits(runs[0].config, options.data)
     real = quality.real_images(*sources, network, Path(first.root) / ".features")
     print(f"grader: {network.title}")
-    floor = quality.floor(real, options.seed)
-    rows: list[Row] = []
+    floor = quality.floor(real, options.samples, options.seed)
+    report = functools.partial(_report, options, network, options.data or first.name, sources)
+    partial, rows = out.with_suffix(".partial.json"), list[Row]()
     for name, loaded, chosen in zip(options.run, runs, how, strict=True):
         for found in quality.rows(
             loaded, name, chosen, sources, real, network, options.samples, options.seed
         ):
             rows += found
             # After every row: whoever interrupts a long measurement keeps what is measured.
-            _write(out, _report(options, network, options.data or first.name, sources, rows, floor))
+            _write(partial, report(rows, floor))
             _say(f"{found[-1].title}: {sum(row.count for row in found)} samples measured")
+    _write(out, report(rows, floor))
+    partial.unlink()
     print(_tables(rows, floor, sources))
     print(f"numbers, with all intervals: {out}")
 
@@ -129,15 +140,16 @@ def _accuracy(loaded: Loaded, options: Options) -> None:
             f"{loaded.folder} tells {_some(loaded.labels)}; the class names of {source.name} "
             f"differ: {_some(source.labels)}"
         )
-    if not len(source):
-        raise UserError(f"{source.name} holds no pictures out for a test")
     predict = functools.partial(method.predict, loaded.config)
     mesh = meshes.dividing(quality.BATCH)
     folder = Path(options.out) if options.out else loaded.folder
-    if _shipped(folder):
+    if stages.comes_with_jaxgen(folder):
         folder = Path(f"{loaded.config.name}_evaluation")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is no folder, which a classifier's numbers need")
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    print(classes.grade(predict, loaded.weights, source, quality.BATCH, mesh, folder))
+    with stages.fitting(loaded):
+        print(classes.grade(predict, loaded.weights, source, quality.BATCH, mesh, folder))
 
 
 def _report(
@@ -149,7 +161,8 @@ def _report(
     floor: dict[str, Estimate],
 ) -> dict[str, Any]:
     device = jax.devices()[0]
-    held_out = f"({network.title}; {len(sources[1])} held-out images)"
+    perfect = min(options.samples, len(sources[1]))
+    held_out = f"({network.title}; {perfect} held-out images)"
     return {
         "command": f"{PROGRAM} {shlex.join(sys.argv[1:])}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -162,9 +175,10 @@ def _report(
     }
 
 
-COLUMNS = {
+COLUMNS: dict[str, tuple[str, float, int]] = {
     "Fréchet": ("frechet", 1, 1),
     "KID·10³": ("kid", 1000, 1),
+    "CMMD": ("cmmd", 1, 3),
     "precision": ("precision", 100, 0),
     "recall": ("recall", 100, 0),
     "density": ("density", 100, 0),
@@ -179,16 +193,17 @@ COLUMNS = {
 
 
 def _tables(rows: Sequence[Row], floor: dict[str, Estimate], sources: tuple[Source, Source]) -> str:
-    """One table a set of captions; value ± half of the 95 % interval."""
+    """One table a set of captions; value ± the longer side of the 95 % interval."""
+    columns = {title: what for title, what in COLUMNS.items() if what[0] in rows[0].found}
     parts = []
     for captions in (TRAINING, HELD_OUT):
         own = [row for row in rows if row.captions == captions]
-        lines = [["", "s/image", "calls", *COLUMNS]]
+        lines = [["", "s/image", "calls", *columns]]
         for row in own:
             cost = [f"{row.seconds:.4f}", str(network_calls(row.sampler))]
-            lines.append([row.title, *cost, *_cells(row.found)])
+            lines.append([row.title, *cost, *_cells(row.found, columns)])
         if captions == HELD_OUT:
-            lines.append(["held-out real images", "", "", *_cells(floor)])
+            lines.append(["as many held-out real images", "", "", *_cells(floor, columns)])
         head = f"{own[0].count} samples of {captions} captions, {len(sources[0])} training images"
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = [
@@ -196,32 +211,32 @@ def _tables(rows: Sequence[Row], floor: dict[str, Estimate], sources: tuple[Sour
             for line in lines
         ]
         parts.append("\n".join([head, *table]))
+    copied = 100 * memorisation.by_chance(len(sources[1]), COPIED)
     chance = [100 * at / sum(map(len, sources)) for at in (1, 5, 10)]
     parts.append(
-        "shares in %, ± half of the 95 % interval; told: held-out accuracy of the expert judge, 50 "
-        f"is fooled; R@1, 5, 10 by chance: {chance[0]:.2f}, {chance[1]:.1f}, {chance[2]:.1f}; "
+        "shares in %, ± the longer side of the 95 % interval; told: held-out accuracy of the "
+        "expert judge, 50 is fooled; R@1, 5, 10 by chance: "
+        f"{chance[0]:.2f}, {chance[1]:.1f}, {chance[2]:.1f}; "
         "nearest: distance to the nearest training image over that of held-out real images; "
-        "copied: nearer than 95 % of those, 5 by chance"
+        f"copied: as near as the nearest of those, {copied:.1f} by chance"
     )
     return "\n\n".join(parts)
 
 
-def _cells(found: dict[str, Estimate]) -> list[str]:
-    return [
-        f"{factor * e.value:.{digits}f}±{factor * (e.high - e.low) / 2:.{digits}f}"
-        if (e := found.get(name))
-        else ""
-        for name, factor, digits in COLUMNS.values()
-    ]
+def _cells(found: dict[str, Estimate], columns: dict[str, tuple[str, float, int]]) -> list[str]:
+    cells = []
+    for name, factor, digits in columns.values():
+        if estimate := found.get(name):
+            value, low, high = (factor * number for number in estimate)
+            cells.append(f"{value:.{digits}f}±{max(high - value, value - low):.{digits}f}")
+        else:
+            cells.append("")
+    return cells
 
 
 def _default_out(loaded: Loaded) -> Path:
-    return Path("quality.json") if _shipped(loaded.folder) else loaded.folder / "quality.json"
-
-
-def _shipped(folder: Path) -> bool:
-    """Whether the folder is one of jaxgen's own, where nothing may be written."""
-    return stages.compiled_beside(folder).parent != folder.parent
+    own = stages.comes_with_jaxgen(loaded.folder)
+    return Path("quality.json") if own else loaded.folder / "quality.json"
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

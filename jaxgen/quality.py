@@ -22,7 +22,8 @@ from jaxgen.data.sources import open_source
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
-from jaxgen.metrics import memorisation, networks
+from jaxgen.metrics import kernel, memorisation, networks
+from jaxgen.metrics.bootstrap import NORMAL_95
 from jaxgen.metrics.measures import LEAST, Estimate, Pictures, Real, likeness, measures
 from jaxgen.metrics.networks import FeatureNetwork
 from jaxgen.metrics.resize import bicubic
@@ -74,15 +75,16 @@ def grader(
     if name in networks.NETWORKS:
         network = networks.open_network(name, weights)
     else:
+        if weights:
+            raise UserError(f"--weights {weights} goes with {', '.join(networks.NETWORKS)}")
         network = _classifier(name)
-    for loaded in runs:
-        if name not in _eyes(loaded.config):
-            continue
-        if not own_eyes:
-            raise UserError(
-                f"{loaded.folder} was trained by the verdict of {name}, which would flatter it; "
-                "choose other --features, or go on with --own-eyes"
-            )
+    judged = [loaded.folder for loaded in runs if name in _eyes(loaded.config)]
+    if judged and not own_eyes:
+        raise UserError(
+            f"{judged[0]} was trained by the verdict of {name}, which would flatter it; "
+            "choose other --features, or go on with --own-eyes"
+        )
+    if judged:
         description = network.description
         marked = dataclasses.replace(description, weights=f"{description.weights} (own judge)")
         network = dataclasses.replace(network, description=marked)
@@ -113,10 +115,15 @@ def real_images(source: Source, held_out: Source, network: FeatureNetwork, cache
 
 
 def both_splits(config: Experiment, name: str) -> tuple[Source, Source]:
-    """The training and the held-out pictures of the data called `name`, at the config's size."""
+    """The training and the held-out pictures of the data called `name`, at the config's size.
+
+    Those of the config's own data, which an empty name means, have its labels.
+    """
     data = config.data
+    label = data.label if name in ("", data.name) else ""
     return tuple(  # pyright: ignore[reportReturnType]
-        open_source(name or data.name, split, data.size, data.root) for split in ("train", "test")
+        open_source(name or data.name, split, data.size, data.root, label=label)
+        for split in ("train", "test")
     )
 
 
@@ -143,7 +150,8 @@ def drawn(
         for start in range(0, len(full), BATCH)
     ]
     key = jax.random.key(seed)
-    compiled = program.lower(weights, key, blocks[0], sampler).compile()
+    with stages.fitting(loaded):
+        compiled = program.lower(weights, key, blocks[0], sampler).compile()
     images, begun = [], time.monotonic()
     for number, block in enumerate(blocks):
         images.append(np.asarray(compiled(weights, jax.random.fold_in(key, number), block)))
@@ -175,13 +183,22 @@ def rows(
             these = slice(start, start := start + len(wanted.ids))
             part = Pictures(samples.images[these], samples.features[these])
             values = measures(part, wanted.own, real, jax.random.key(seed))
+            if network.description.name.startswith("clip"):
+                values["cmmd"] = _cmmd(real.train, part.features)
             found.append(Row(name, sampler, captions, len(wanted.ids), seconds, values))
         yield found
 
 
-def floor(real: Real, seed: int) -> dict[str, Estimate]:
-    """Held-out real images in place of samples: what perfect samples, as many, would have."""
-    return likeness(real.held_out, real.train, np.random.default_rng(seed))
+def floor(real: Real, most: int, seed: int) -> dict[str, Estimate]:
+    """At most `most` held-out real images in place of samples: what perfect samples would have."""
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(len(real.held_out))[:most])
+    return likeness(real.held_out[chosen], real.train, rng)
+
+
+def _cmmd(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"]) -> Estimate:
+    value, error = kernel.cmmd(real, fake)
+    return Estimate(value, value - NORMAL_95 * error, value + NORMAL_95 * error)
 
 
 def samplers(config: Experiment, steps: Sequence[int], guidance: float | None) -> list[Sampler]:
@@ -218,6 +235,9 @@ def _eyes(config: Experiment) -> set[str]:
 
 
 def _classifier(name: str) -> FeatureNetwork:
+    if ":" not in name and not Path(name).exists():
+        known = ", ".join(networks.NETWORKS)
+        raise UserError(f"--features {name} is no folder of a classifier, and none of {known}")
     loaded = stages.read(stages.run_folder(name))
     method: Any = methods.of(loaded.config)
     if not hasattr(method, "features"):
@@ -232,7 +252,9 @@ def _classifier(name: str) -> FeatureNetwork:
         pixels = images if images.shape[1] == size else bicubic(images, size)
         return method.features(loaded.config, weights, pixels)
 
-    shape = jax.eval_shape(see, loaded.weights, jax.ShapeDtypeStruct((1, size, size, 3), np.uint8))
+    pixels = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+    with stages.fitting(loaded):
+        shape = jax.eval_shape(see, loaded.weights, pixels)
     title = f"{loaded.config.name} of {loaded.config.data.name}"
     description = networks.Description(
         name=name,
@@ -258,7 +280,10 @@ def _kept(path: Path, network: FeatureNetwork, images: np.ndarray) -> np.ndarray
     found = network.features(images)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
-        np.save(file, found)
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            np.save(file, found)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return found

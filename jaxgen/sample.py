@@ -107,7 +107,8 @@ def _drawn(
     placed = jax.device_put(ids, meshes.over_batch(mesh))
     key = jax.random.key(seed)
     begun = time.monotonic()
-    compiled = program.lower(weights, key, placed, sampler).compile()
+    with stages.fitting(loaded):
+        compiled = program.lower(weights, key, placed, sampler).compile()
     ready = time.monotonic()
     images = np.asarray(compiled(weights, key, placed))
     return images, ready - begun, time.monotonic() - ready

@@ -4,14 +4,16 @@ A role (`teacher`, `features`, …) is filled by a network that comes with jaxge
 weights, or a run that is trained first. Doors call this; it knows no method by name.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 from tokenizers import Tokenizer
 
 import jaxgen
@@ -104,10 +106,26 @@ def run_folder(argument: str) -> Path:
     return shipped(name) if kind == SHIPPED else Path(argument)
 
 
+def comes_with_jaxgen(folder: Path) -> bool:
+    """Whether the folder is one of jaxgen's own, where nothing may be written."""
+    return folder.resolve().parent == _PRETRAINED.resolve()
+
+
 def compiled_beside(folder: Path) -> Path:
     """Where programs compiled for a run are kept: beside its folder, but never among jaxgen's."""
-    inside = folder.parent == _PRETRAINED
-    return (Path(Experiment.workdir) if inside else folder.parent) / ".compiled"
+    return (Path(Experiment.workdir) if comes_with_jaxgen(folder) else folder.parent) / ".compiled"
+
+
+@contextlib.contextmanager
+def fitting(loaded: Loaded) -> Iterator[None]:
+    """For the first use of its weights: UserError where they are of another network."""
+    try:
+        yield
+    except (KeyError, ScopeParamShapeError, ScopeParamNotFoundError) as error:
+        raise UserError(
+            f"the weights in {loaded.folder} do not fit the config.json beside them; copy both "
+            "from one run"
+        ) from error
 
 
 def read(folder: Path) -> Loaded:
@@ -148,7 +166,7 @@ def parameters(stage: Stage) -> dict[str, int]:
 
     The vocabulary, which the data may extend by some words, is that of the tokenizer without data.
     """
-    config: Any = stage.config.resolved(words.build().get_vocab_size(), 1)
+    config: Any = stage.config.resolved(words.build().get_vocab_size(), 2)
     method = methods.of(config)
     frozen = jax.eval_shape(functools.partial(method.frozen_shapes, config))
     state = jax.eval_shape(functools.partial(method.init, config), frozen, jax.random.key(0))

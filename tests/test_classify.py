@@ -85,6 +85,34 @@ def test_a_set_that_holds_nothing_out_says_so(folder: Path, here, capsys) -> Non
     assert (folder / "runs/few/model.safetensors").is_file()
 
 
+def test_the_shipped_config_learns_other_data(folder: Path, here, capsys) -> None:
+    """Digits have one kind of classes, and are not to be mirrored."""
+    options = ("--config=classifier", "--data.name=digits", "--name=digits", "--resnet.widths=8",
+               "--resnet.blocks=1", "--train.steps=1", "--train.batch=8")  # fmt: skip
+    with pytest.raises(SystemExit, match="2"):
+        here(train.main, *options)
+    assert "give --data.label=" in capsys.readouterr().err
+    here(train.main, *options, "--data.label=", "--data.no-flip")
+    assert "held-out accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--resnet.patch=0",), "patch, blocks, groups and widths are 1 or more"),
+        (("--resnet.widths=",), "widths"),
+        (("--resnet.groups=5",), "--resnet.groups 5 does not divide widths (8,)"),
+        (("--data.name=imagefolder:pictures/red", "--name=one"), "has pictures of one class"),
+    ],
+)
+def test_networks_and_data_that_cannot_be_are_refused(
+    folder: Path, here, capsys, options: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        here(train.main, "--config=config.py", *options)
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_classify_names_what_it_sees_in_pictures_of_any_kind(folder: Path, trained: str) -> None:
     Image.new("RGB", (300, 200), COLOURS["red"]).save(folder / "large.jpg")
     Image.new("P", (5, 9), 0).save(folder / "tiny.webp")

@@ -37,7 +37,9 @@ def open_source(
     """
     kind, colon, rest = name.partition(":")
     if label and kind in ONE_LABEL:
-        raise UserError(f"--data.label {label!r}: {kind} has classes of one kind; leave it empty")
+        raise UserError(
+            f"--data.label {label!r}: {kind} has classes of one kind; give --data.label="
+        )
     if kind == "openmoji":
         groups = rest.split(",") if colon else []
         openmoji.check_groups(groups)

@@ -289,8 +289,10 @@ def student_input(config: Add, x0: Images, eps: Images, s: Float[Array, " b"]) -
 
 def teacher_timesteps(config: Add, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
     """t, uniform over the timesteps of the `teacher_range`."""
-    low, high = (round(share * config.model.schedule.timesteps) for share in config.teacher_range)
-    return jax.random.randint(key, (count,), low, max(high, low + 1)).astype(jnp.float32)
+    steps = config.model.schedule.timesteps
+    low = min(round(config.teacher_range[0] * steps), steps - 1)
+    high = max(round(config.teacher_range[1] * steps), low + 1)
+    return jax.random.randint(key, (count,), low, high).astype(jnp.float32)
 
 
 def teacher_target(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
-_Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
+NORMAL_95 = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
 
 Groups = Shaped[np.ndarray, "n"] | None
 
@@ -37,11 +37,14 @@ def of_mean(
     return Estimate(float(np.mean(values)), float(low), float(high))
 
 
-def of_share(values: Shaped[np.ndarray, "n"], groups: Groups = None) -> Estimate:
+def of_share(
+    values: Shaped[np.ndarray, "n"], groups: Groups = None, at_most: float = np.inf
+) -> Estimate:
     """The share of ones among zeros and ones, with Wilson's score interval (1927).
 
     Unlike a bootstrap, it is honest at the ends: none of 100 is 0 to 3.7 %. With groups, n is the
     number of independent images that would give the share's variance between groups (Kish 1965).
+    `at_most` bounds n where something else was drawn, and fewer, on which all values depend.
     """
     totals, counts = _by_group(values, groups)
     share, n = totals.sum() / counts.sum(), float(counts.sum())
@@ -49,8 +52,13 @@ def of_share(values: Shaped[np.ndarray, "n"], groups: Groups = None) -> Estimate
         g = len(totals)
         variance = g / max(g - 1, 1) * ((totals - share * counts) ** 2).sum() / n**2
         n = min(n, share * (1.0 - share) / variance) if variance > 0.0 else float(g)
-    centre = (share + _Z**2 / (2.0 * n)) / (1.0 + _Z**2 / n)
-    half = _Z / (1.0 + _Z**2 / n) * np.sqrt(share * (1.0 - share) / n + _Z**2 / (4.0 * n**2))
+    n = min(n, at_most)
+    centre = (share + NORMAL_95**2 / (2.0 * n)) / (1.0 + NORMAL_95**2 / n)
+    half = (
+        NORMAL_95
+        / (1.0 + NORMAL_95**2 / n)
+        * np.sqrt(share * (1.0 - share) / n + NORMAL_95**2 / (4.0 * n**2))
+    )
     return Estimate(float(share), float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
 
 
@@ -76,7 +84,7 @@ def of_statistic(
         for _ in range(resamples)
     ]
     value, error = float(function(*arrays)), float(np.std(again, ddof=1))
-    return Estimate(value, value - _Z * error, value + _Z * error)
+    return Estimate(value, value - NORMAL_95 * error, value + NORMAL_95 * error)
 
 
 def _by_group(values: Any, groups: Groups) -> tuple[Float[np.ndarray, "g"], Float[np.ndarray, "g"]]:

@@ -13,16 +13,15 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped, UInt8
 
 from jaxgen.errors import UserError
-from jaxgen.metrics.bootstrap import Estimate, of_share
+from jaxgen.metrics.bootstrap import NORMAL_95, Estimate, of_share
 from jaxgen.models.augment import diffaug
 from jaxgen.models.resnet import ResNet, ResNetConfig
 from jaxgen.pixels import mirrored, to_unit
 
 _JUDGE = ResNet(ResNetConfig(classes=2, widths=(32, 64), blocks=1, groups=8))
 _SIDE = 8  # of what the judge convolves; finer pixels become channels, so that nothing is lost
-_STEPS, _BATCH = 200, 32
-_ADAMW = optax.adamw(optax.cosine_decay_schedule(2e-3, _STEPS), weight_decay=0.05)
-_LEAST = 16  # images of each kind; with fewer there is nothing to learn from
+_JUDGES, _STEPS, _BATCH = 3, 200, 32
+LEAST = 16  # images of each kind; with fewer there is nothing to learn from
 
 
 def expert_judge(
@@ -34,15 +33,17 @@ def expert_judge(
     """The accuracy of a fresh classifier on images it was not trained on: ½ is fooled, 1 is not.
 
     Two-fold: each half is judged by a network trained on the other, so every image counts once.
+    The mean of three such pairs, which draw their halves, weights and batches anew.
     Both kinds weigh the same; of the larger one, as many as of the smaller are drawn. Images with
     the same label in `groups` (a caption's real image and its samples) are in the same half; by
-    default real image i and sample i are. The interval is `of_share`'s, which knows the groups.
+    default real image i and sample i are. The interval is `of_share`'s, which knows the groups,
+    and wider by how much the three differ.
     A judge can only fail to see a difference: few images make a weak judge, so accuracies compare
     at equal counts. Raises `UserError` for fewer than 16 images of a kind, or another size.
     Source: the classifier two-sample test (Lopez-Paz & Oquab 2017).
     """
-    if (count := min(len(real), len(fake))) < _LEAST:
-        raise UserError(f"the expert judge needs {_LEAST} images of each kind, not {count}.")
+    if (count := min(len(real), len(fake))) < LEAST:
+        raise UserError(f"the expert judge needs {LEAST} images of each kind, not {count}.")
     if real.shape[1:] != fake.shape[1:]:
         raise UserError(f"the expert judge compares {real.shape[1:]} with {fake.shape[1:]} pixels.")
     draws = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -51,15 +52,19 @@ def expert_judge(
     image = np.concatenate([real[chosen[0]], fake[chosen[1]]])
     group = np.concatenate([labels[0][chosen[0]], labels[1][chosen[1]]])
     is_real = np.arange(2 * count) < count
-    fold = _halves(group, draws)
-    if any((fold & kind).sum() in (0, count) for kind in (is_real, ~is_real)):
-        raise UserError("the expert judge needs images of both kinds in several groups.")
-    right = np.empty(2 * count)
-    for index, train in enumerate((fold, ~fold)):
-        kinds = image[train & is_real], image[train & ~is_real]
-        judge = _taught(jax.random.fold_in(key, index), *kinds, draws)
-        right[~train] = _takes_for_real(judge, image[~train]) == is_real[~train]
-    return of_share(right, group)
+    right = np.empty((_JUDGES, 2 * count))
+    for number in range(_JUDGES):
+        fold = _halves(group, draws)
+        if any((fold & kind).sum() in (0, count) for kind in (is_real, ~is_real)):
+            raise UserError("the expert judge needs images of both kinds in several groups.")
+        for index, train in enumerate((fold, ~fold)):
+            kinds = image[train & is_real], image[train & ~is_real]
+            judge = _taught(jax.random.fold_in(key, 2 * number + index), *kinds, draws)
+            right[number, ~train] = _takes_for_real(judge, image[~train]) == is_real[~train]
+    value, low, high = of_share(right.mean(0), group)
+    spread = NORMAL_95 * np.std(right.mean(1), ddof=1) / np.sqrt(_JUDGES) if _JUDGES > 1 else 0.0
+    low, high = value - np.hypot(value - low, spread), value + np.hypot(high - value, spread)
+    return Estimate(value, float(max(low, 0.0)), float(min(high, 1.0)))
 
 
 def _halves(group: Any, draws: np.random.Generator) -> Bool[np.ndarray, "n"]:
@@ -75,24 +80,30 @@ def _taught(
     draws: np.random.Generator,
 ) -> Any:
     """The parameters of a judge after training on batches of as many of each kind."""
-    params, opt_state = _fresh(key, real[:1])
+    params, opt_state = _fresh(_STEPS, key, real[:1])
     # No scan: inside a loop XLA's CPU convolutions take 30 times as long to differentiate.
     for number in range(_STEPS):
         rows = [draws.integers(0, len(kind), _BATCH // 2) for kind in (real, fake)]
         batch = np.concatenate([real[rows[0]], fake[rows[1]]])
-        params, opt_state = _step(params, opt_state, jax.random.fold_in(key, number), batch)
+        step_key = jax.random.fold_in(key, number)
+        params, opt_state = _step(_STEPS, params, opt_state, step_key, batch)
     return params
 
 
-@partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it runs once
-def _fresh(key: PRNGKeyArray, image: UInt8[Array, "1 h w 3"]) -> tuple[Any, Any]:
+def _adamw(steps: int) -> optax.GradientTransformation:
+    return optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=0.05)
+
+
+# Unoptimised, for it runs once.
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def _fresh(steps: int, key: PRNGKeyArray, image: UInt8[Array, "1 h w 3"]) -> tuple[Any, Any]:
     params = _JUDGE.init(key, _seen(to_unit(image)))
-    return params, _ADAMW.init(params)
+    return params, _adamw(steps).init(params)
 
 
-@partial(jax.jit, donate_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _step(
-    params: Any, opt_state: Any, key: PRNGKeyArray, batch: UInt8[Array, "b h w 3"]
+    steps: int, params: Any, opt_state: Any, key: PRNGKeyArray, batch: UInt8[Array, "b h w 3"]
 ) -> tuple[Any, Any]:
     """One step of AdamW; the first half of the batch is real."""
     mirror, change = jax.random.split(key)
@@ -103,7 +114,7 @@ def _step(
     def loss(params: Any) -> Float[Array, ""]:
         return optax.sigmoid_binary_cross_entropy(_logit(params, seen), target).mean()
 
-    updates, opt_state = _ADAMW.update(jax.grad(loss)(params), opt_state, params)
+    updates, opt_state = _adamw(steps).update(jax.grad(loss)(params), opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
 

@@ -7,15 +7,14 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, UInt8
 
 from jaxgen.metrics import bootstrap, expert, frechet, kernel, memorisation, retrieval
-from jaxgen.metrics.bootstrap import Estimate
+from jaxgen.metrics.bootstrap import NORMAL_95, Estimate
 from jaxgen.metrics.manifold import manifold
 
-LEAST = 16  # images of a kind, below which the expert judge has nothing to learn from
+LEAST = expert.LEAST
 RETRIEVED = (1, 5, 10)
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
-COPIED = 5.0  # per cent of the held-out images are nearer to a training image than a "copy" is
+COPIED = 5.0  # per cent of the held-out images are as near to a training image as a "copy" is
 _RESAMPLES = 100
-_Z = 1.959964
 
 Rows = Int[np.ndarray, "m"]
 
@@ -46,7 +45,7 @@ class Real(NamedTuple):
 
 
 def measures(samples: Pictures, own: Rows, real: Real, key: PRNGKeyArray) -> dict[str, Estimate]:
-    """Every measure by name; samples of one caption count as one when intervals are made.
+    """Every measure by name. Samples of one caption count as one in the intervals, but for KID's.
 
     `own` has for each sample the row of the real image whose caption it was made from. `key` seeds
     resampling and the expert judge, which tells those very images from the samples. Raises
@@ -66,8 +65,25 @@ def measures(samples: Pictures, own: Rows, real: Real, key: PRNGKeyArray) -> dic
     found["nearest_ratio"] = bootstrap.of_statistic(
         memorisation.median_ratio, of_samples, of_held_out, rng=rng, groups=[own, None]
     )
-    found["copied"] = bootstrap.of_share(memorisation.nearer(of_samples, of_held_out, COPIED), own)
+    found["copied"] = _copied(of_samples, of_held_out, own, rng)
     return found
+
+
+def _copied(
+    of_samples: Float[np.ndarray, "m"],
+    of_held_out: Float[np.ndarray, "n"],
+    own: Rows,
+    rng: np.random.Generator,
+) -> Estimate:
+    """The share of copies; the interval knows that the threshold is of few held-out images."""
+
+    def share(samples: Float[np.ndarray, "m"], held_out: Float[np.ndarray, "n"]) -> float:
+        return float(memorisation.nearer(samples, held_out, COPIED).mean())
+
+    drawn = bootstrap.of_statistic(share, of_samples, of_held_out, rng=rng, groups=[own, None])
+    wilson = bootstrap.of_share(memorisation.nearer(of_samples, of_held_out, COPIED), own)
+    low, high = min(drawn.low, wilson.low), max(drawn.high, wilson.high)
+    return Estimate(drawn.value, max(low, 0.0), min(high, 1.0))
 
 
 def likeness(
@@ -78,6 +94,9 @@ def likeness(
 ) -> dict[str, Estimate]:
     """The measures that compare two sets of features, whatever each image shows.
 
+    The intervals of Fréchet distance, precision and density are those of the samples, for these
+    very real images; KID's is that of both sets; those of recall and coverage, which ask every
+    real image about the same samples, count no more images than there are samples.
     Of held-out real images against those of training they are the floor: what perfect samples, as
     many as that, would have.
     """
@@ -91,11 +110,12 @@ def likeness(
     )
     kid, error = kernel.kid(real, fake)
     near = manifold(real, fake, NEIGHBOURS)
+    samples = len(fake) if own is None else len(np.unique(own))
     return {
         "frechet": distance._replace(low=max(distance.low, 0.0)),
-        "kid": Estimate(kid, kid - _Z * error, kid + _Z * error),
+        "kid": Estimate(kid, kid - NORMAL_95 * error, kid + NORMAL_95 * error),
         "precision": bootstrap.of_share(near.precision, own),
-        "recall": bootstrap.of_share(near.recall),
+        "recall": bootstrap.of_share(near.recall, at_most=samples),
         "density": bootstrap.of_mean(near.density, rng, own),
-        "coverage": bootstrap.of_share(near.coverage),
+        "coverage": bootstrap.of_share(near.coverage, at_most=samples),
     }

@@ -16,8 +16,11 @@ def nearest(
 ) -> Float[np.ndarray, "m"]:
     """The Euclidean distance of each sample to its nearest training image."""
     samples, train = checked("memorisation", 1, samples, train)
-    squares = [squared_distances(rows, train).min(axis=1) for _, rows in blocks(samples)]
-    return np.sqrt(np.concatenate(squares))
+    found = np.empty(len(samples))
+    for place, rows in blocks(samples):
+        near = train[squared_distances(rows, train).argmin(axis=1)]
+        found[place] = np.linalg.norm(rows - near, axis=1)  # to the last digit: a copy is at 0
+    return found
 
 
 def median_ratio(of_samples: Float[np.ndarray, "m"], of_held_out: Float[np.ndarray, "n"]) -> float:
@@ -34,9 +37,22 @@ def median_ratio(of_samples: Float[np.ndarray, "m"], of_held_out: Float[np.ndarr
 def nearer(
     of_samples: Float[np.ndarray, "m"], of_held_out: Float[np.ndarray, "n"], percentile: float
 ) -> Float[np.ndarray, "m"]:
-    """1 for a sample nearer to a training image than all but `percentile` % of held-out images.
+    """1 for a sample as near to a training image as the nearest `percentile` % of held-out images.
 
-    The mean is about `percentile`/100 where nothing is memorised; a few copies among good samples,
-    which the median does not see, lift it.
+    Where nothing is memorised the mean is `by_chance`; a few copies among good samples, which the
+    median does not see, lift it.
     """
-    return (of_samples < np.percentile(of_held_out, percentile)).astype(np.float64)
+    rank = _rank(len(of_held_out), percentile)
+    return (of_samples <= np.partition(of_held_out, rank - 1)[rank - 1]).astype(np.float64)
+
+
+def by_chance(held_out: int, percentile: float) -> float:
+    """The mean of `nearer` for new pictures of the same kind as so many held-out ones.
+
+    A new picture is equally likely to have any rank among them: with few it cannot be `percentile`.
+    """
+    return _rank(held_out, percentile) / (held_out + 1)
+
+
+def _rank(held_out: int, percentile: float) -> int:
+    return max(1, int(percentile / 100 * (held_out + 1)))

@@ -14,7 +14,7 @@ class ResNetConfig:
     """The shape of a classifier. One entry a level in `widths`, finest first."""
 
     classes: int = 0
-    """Classes; 0: those of the data."""
+    """Classes: those of the data, filled in when it is open."""
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of each level; the next one has half the side."""
     patch: int = 1

@@ -22,7 +22,7 @@ class VitConfig:
     """Shape of a vision transformer. The defaults are a classifier of small pictures."""
 
     classes: int = 0
-    """Classes of `VitClassifier`; 0: those of the data."""
+    """Classes of `VitClassifier`: those of the data, filled in when it is open."""
     patch: int = 4
     """Side of a patch, in pixels."""
     width: int = 128

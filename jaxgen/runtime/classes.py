@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxgen.data.source import Images, Source
+from jaxgen.errors import UserError
 from jaxgen.metrics import classification
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import pictures
@@ -47,10 +48,12 @@ def grade(
     """Tells the classes of a source's pictures and says in two lines how often that is right.
 
     Writes evaluation.json (accuracy, recall by class, confusion matrix) and samples/confusion.png
-    into the run's folder.
+    into the run's folder. Raises `UserError` where no picture has a label.
     """
-    found = probabilities(predict, weights, source.images, len(source), batch, mesh)
     told = source.label_ids >= 0  # the TFDS catalogue marks pictures without a label by -1
+    if not told.any():
+        raise UserError(f"{source.name} holds no labelled pictures out")
+    found = probabilities(predict, weights, source.images, len(source), batch, mesh)
     counts = classification.confusion(
         source.label_ids[told], found.argmax(1)[told], len(source.labels)
     )

@@ -124,7 +124,7 @@ def test_the_class_is_that_of_the_field_asked_for(root):
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "imagefolder:here"])
 def test_sets_with_one_kind_of_classes_take_no_label(root, name):
-    with pytest.raises(UserError, match=r"--data.label 'sublabel': .* leave it empty"):
+    with pytest.raises(UserError, match=r"--data.label 'sublabel': .* give --data.label="):
         open_source(name, "train", 8, root, label="sublabel")
 
 

@@ -14,6 +14,7 @@ from jaxgen.metrics.expert import _halves, expert_judge
 def quick(monkeypatch):
     """Fewer steps than in earnest: the tests' XLA does not optimise."""
     monkeypatch.setattr(expert, "_STEPS", 60)
+    monkeypatch.setattr(expert, "_JUDGES", 1)
 
 
 def test_real_images_fool_it(halves):
@@ -36,6 +37,25 @@ def test_copies_of_what_it_is_shown_are_a_coin_toss(halves, monkeypatch):
     real, _, _ = halves
     found = expert_judge(real[:40], real[:40], jax.random.key(1))
     assert found.value == 0.5
+
+
+def test_the_interval_knows_how_much_judges_differ(monkeypatch):
+    """Black is real. Three judges of whom one has it the wrong way round, and three who agree."""
+    monkeypatch.setattr(expert, "_JUDGES", 3)
+    monkeypatch.setattr(expert, "_taught", lambda *_: None)
+    black, white = (np.full((40, 8, 8, 3), value, np.uint8) for value in (0, 255))
+
+    def judged(wrong):
+        calls = iter(range(6))  # two halves each
+        told = lambda _, image: (image[:, 0, 0, 0] == 0) != (next(calls) // 2 in wrong)  # noqa: E731
+        monkeypatch.setattr(expert, "_takes_for_real", told)
+        return expert_judge(black, white, jax.random.key(0))
+
+    agreed, differed = judged(()), judged((1,))
+    assert agreed.value == 1
+    assert agreed.low > 0.9
+    assert differed.value == pytest.approx(2 / 3)
+    assert differed.low < 0.1
 
 
 def test_a_group_is_never_on_both_sides():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxgen.config import Mesh
 from jaxgen.data.source import Source
+from jaxgen.errors import UserError
 from jaxgen.runtime import classes
 from jaxgen.runtime import mesh as meshes
 
@@ -33,6 +34,12 @@ def source(labels: np.ndarray) -> Source:
         ids=tuple(map(str, range(len(IMAGES)))),
         content="",
     )
+
+
+def test_pictures_without_labels_cannot_be_graded(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="noise holds no labelled pictures out"):
+        classes.grade(predict, jnp.ones(3), source(np.full(19, -1)), 8, meshes.make(Mesh(), 8),
+                      tmp_path)  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [19, 16, 3])

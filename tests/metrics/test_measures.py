@@ -1,0 +1,89 @@
+"""The measures together: which images each of them compares with which."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen.metrics import expert
+from jaxgen.metrics.bootstrap import Estimate
+from jaxgen.metrics.measures import COPIED, Pictures, Real, likeness, measures
+from jaxgen.metrics.memorisation import by_chance, nearer
+
+RNG = np.random.default_rng(0)
+TRAIN, HELD_OUT, WIDTH = 300, 60, 12
+
+
+def pictures(features: np.ndarray) -> Pictures:
+    return Pictures(np.zeros((len(features), 8, 8, 3), np.uint8), features)
+
+
+REAL = Real(pictures(RNG.normal(size=(TRAIN + HELD_OUT, WIDTH)) + 3.0), TRAIN)
+TRAINED, UNSEEN = np.arange(TRAIN), TRAIN + np.arange(HELD_OUT)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch):
+    """The values by name, without the expert judge, who would look at the pixels."""
+    monkeypatch.setattr(expert, "expert_judge", lambda *_, **__: Estimate(0.5, 0.4, 0.6))
+
+    def measured(samples: np.ndarray, own: np.ndarray) -> dict[str, float]:
+        found = measures(pictures(samples), own, REAL, jax.random.key(0))
+        for name, (value, low, high) in found.items():
+            assert low <= value <= high, name
+        return {name: estimate.value for name, estimate in found.items()}
+
+    return measured
+
+
+def test_copies_of_training_images(measured) -> None:
+    found = measured(REAL.train, TRAINED)
+    assert found["retrieval@1"] == 1
+    assert found["copied"] == 1
+    assert found["nearest_ratio"] == 0
+    assert found["frechet"] == pytest.approx(0, abs=1e-6)
+    assert found["precision"] == found["recall"] == found["coverage"] == 1
+
+
+def test_held_out_images_are_new(measured) -> None:
+    found = measured(REAL.held_out, UNSEEN)
+    assert found["retrieval@1"] == 1, "the gallery has both splits, training first"
+    assert measured(REAL.held_out, TRAINED[:HELD_OUT])["retrieval@10"] < 0.2
+    assert found["nearest_ratio"] == 1
+    assert found["copied"] == pytest.approx(3 / HELD_OUT), "of 60 the nearest three"
+
+
+def test_a_few_images_again_and_again_lose_diversity_alone(measured) -> None:
+    found = measured(np.resize(REAL.train[:20], REAL.train.shape), TRAINED)
+    assert found["precision"] == 1
+    assert found["recall"] < 0.4 > found["coverage"]
+    assert found["retrieval@1"] == pytest.approx(20 / TRAIN)
+    assert found["retrieval@5"] < found["retrieval@10"] < 0.2
+
+
+def test_spread_without_likeness_loses_precision_alone(measured) -> None:
+    mean = REAL.train.mean(0)
+    found = measured(mean + 2.0 * (REAL.train - mean), TRAINED)
+    assert found["precision"] < 0.5
+    assert found["recall"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["recall", "coverage"])
+def test_intervals_of_what_all_real_images_are_asked_hold(name: str) -> None:
+    """Few samples decide the recall of all real images, so those are not independent."""
+    rng = np.random.default_rng(1)
+    estimates = [
+        likeness(rng.normal(size=(35, WIDTH)) + 3.0, REAL.train, rng)[name] for _ in range(40)
+    ]
+    mean = np.mean([e.value for e in estimates])
+    assert np.mean([e.low <= mean <= e.high for e in estimates]) >= 0.9
+
+
+@pytest.mark.parametrize("held_out", [16, 35, 400])
+def test_copies_are_found_by_chance_as_often_as_is_said(held_out: int) -> None:
+    rng = np.random.default_rng(2)
+    shares = [
+        nearer(rng.exponential(size=50), rng.exponential(size=held_out), COPIED).mean()
+        for _ in range(3000)
+    ]
+    assert np.mean(shares) == pytest.approx(by_chance(held_out, COPIED), rel=0.12)
+    assert by_chance(held_out, COPIED) <= max(COPIED / 100, 1 / (held_out + 1))
