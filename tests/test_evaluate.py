@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ) as f:
                 if isinstance(config, Classifier):
                     made = functools.partial(classifier.init, config, {})
-                    weights = jax.jit(made)(key).params["classifier"]
+                    weights = jax.jit(made)(key).params["classifier"]["network"]
                 else:
                     made = functools.partial(denoiser.init, config.model, SIZE)
                     weights = jax.jit(made)(key)
@@ -73,6 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def door(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(expert, "_STEPS", 40)  # enough to tell noise from squares
+    monkeypatch.setattr(expert, "_JUDGES", 1)
     monkeypatch.setattr(meshes, "prepare", lambda *_: None)  # the devices are chosen already
 
     def door(*arguments: str) -> None:
@@ -137,8 +139,9 @@ def test_an_interrupted_measurement_keeps_what_is_measured(
              "--out=part.json")  # fmt: skip
     assert stop.value.code == 130
     assert capsys.readouterr().err.splitlines()[-1] == "jaxgen: interrupted"
-    rows = json.loads((folder / "part.json").read_text())["rows"]
+    rows = json.loads((folder / "part.partial.json").read_text())["rows"]
     assert [row["sampler"]["steps"] for row in rows] == [2, 2]
+    assert not (folder / "part.json").exists(), "what was measured before is not touched"
 
 
 def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) -> None:
@@ -174,6 +177,17 @@ def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) ->
             ("--run=runs/student", "--features=inception", "--weights=pictures/red/0.png"),
             "SHA-256",
         ),
+        (("--run=runs/student", "--features=inceptionv3"), "and none of efficientnet-lite0, inc"),
+        (
+            ("--run=runs/student", "--features=runs/grader", "--weights=pictures/red/0.png"),
+            "--weights pictures/red/0.png goes with efficientnet-lite0, inception",
+        ),
+        (("--run=runs/student", "--features=runs/grader", "--out=no/q.json"), "no is no folder"),
+        (("--run=runs/student", "--features=runs/grader", "--out=pictures"), "pictures is a fold"),
+        (("--run=runs/grader", "--out=runs/grader/config.json"), "config.json is no folder"),
+        (("--run=runs/grader", "--run=runs/grader", "--out=x"), "one folder for several"),
+        (("--run=runs/mixed", "--features=runs/grader"), "runs/mixed do not fit the config.json"),
+        (("--run=runs/student", "--features=runs/mixed_grader"), "do not fit the config.json"),
         (
             ("--run=runs/student", "--features=runs/grader", "--data=imagefolder:few"),
             "in its split 'train'; the measures need 16 or more",
@@ -182,6 +196,12 @@ def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) ->
 )
 def test_bad_input_is_one_line(folder: Path, door, capsys, arguments, words: str) -> None:
     (folder / "few").mkdir(exist_ok=True)
+    for name, network, described in (
+        ("mixed", "grader", "student"),
+        ("mixed_grader", "student", "grader"),
+    ):
+        shutil.copytree(folder / "runs" / described, folder / "runs" / name, dirs_exist_ok=True)
+        shutil.copy(folder / "runs" / network / "model.safetensors", folder / "runs" / name)
     for n in range(12):
         Image.new("RGB", (SIZE, SIZE)).save(folder / "few" / f"{n}.png")
     with pytest.raises(SystemExit) as stop:
@@ -192,9 +212,25 @@ def test_bad_input_is_one_line(folder: Path, door, capsys, arguments, words: str
     assert err.count("\n") == 1
 
 
+def test_both_splits_have_the_labels_that_the_run_was_trained_by() -> None:
+    """Or the shipped grader, which tells subgroups, could not be measured."""
+    loaded = stages.read(stages.run_folder("shipped:classifier"))
+    with pytest.MonkeyPatch.context() as patch:
+        asked = []
+        patch.setattr(quality, "open_source", lambda *a, label: asked.append((*a[:2], label)))
+        quality.both_splits(loaded.config, "")
+        quality.both_splits(loaded.config, "digits")
+    assert asked == [
+        ("openmoji", "train", "sublabel"),
+        ("openmoji", "test", "sublabel"),
+        ("digits", "train", ""),
+        ("digits", "test", ""),
+    ]
+
+
 def test_own_eyes_are_named_in_the_title(folder: Path) -> None:
     student = stages.read(folder / "runs/student")
-    network = quality.grader("efficientnet-lite0", None, [student], own_eyes=True)
-    assert "(own judge)" in network.title
+    network = quality.grader("efficientnet-lite0", None, [student, student], own_eyes=True)
+    assert network.title.count("(own judge)") == 1
     with pytest.raises(UserError, match="flatter"):
         quality.grader("efficientnet-lite0", None, [student], own_eyes=False)
