@@ -148,6 +148,10 @@ class Experiment:
             if value <= 0:
                 raise UserError(f"--{field} is {value}; give a number above 0")
         self.optimizer.check("optimizer")
+        place = Path(self.workdir).absolute()
+        there = next(path for path in (place, *place.parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"--workdir {self.workdir}: {there} is no folder; choose another")
         if self.train.sample_every < 0:
             raise UserError(f"--train.sample-every is {self.train.sample_every}; give 0 or more")
         if not 0 <= self.seed < 2**32:
@@ -266,5 +270,5 @@ def _refuse_unknown(config: Any, arguments: Sequence[str]) -> None:
 
 def _one_line(box: str) -> str:
     text = re.sub(r"[╭╮╰╯│─]+", " ", box)
-    text = re.sub(r"Parsing error|For full helptext.*", " ", text)
+    text = re.sub(r"Parsing error|Value error|For full helptext.*", " ", text)
     return " ".join(text.split()) or "the command line cannot be read; see --help"

@@ -73,8 +73,8 @@ def main() -> None:
         images, first, seconds = _drawn(loaded, method, sampler, ids, options.seed)
         pictures.save(_sheet(images, options.prompt), out)
         print(
-            f"{out}: {len(images)} image(s), {sampler.steps} step(s), {seconds / len(images):.4f} "
-            f"s/image after {first:.1f} s of compiling"
+            f"{out}: {len(images)} image(s) of {images.shape[2]} x {images.shape[1]} pixels, "
+            f"{sampler.steps} step(s), {seconds:.2f} s after {first:.1f} s of compiling"
         )
 
 

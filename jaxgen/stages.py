@@ -70,7 +70,14 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
         if value in FEATURES:
             sources[name] = value
         elif value == TRAIN or value in configs.known():
-            first = config.stage(name) if value == TRAIN else configs.load(value)
+            first = (
+                configs.load(value)
+                if value != TRAIN
+                else dataclasses.replace(
+                    config.stage(name),
+                    name=f"{config.name}_{name}",  # two sets of pictures, two teachers
+                )
+            )
             first = dataclasses.replace(first, workdir=config.workdir)
             first.check()
             config.accept(name, first, f"config {first.name}")

@@ -125,7 +125,8 @@ def _source(config: Experiment) -> Source:
     for note in source.notes:
         print(note)
     labels = len(set(source.label_ids.tolist()))
-    print(f"data: {len(source)} images of {config.data.name}, {labels} labels", flush=True)
+    print(f"data: {len(source)} images of {config.data.name} to learn from, {labels} label(s)",
+          flush=True)  # fmt: skip
     return source
 
 
@@ -205,6 +206,7 @@ class _Show:
         """The last grid, with times, and the table of times."""
         if not self._program:
             return
+        print(f"{self._config.name}: compiling the samplers and drawing the samples", flush=True)
         rows = self._drawn(state, timed=True)
         columns = [(f"{title}\n{seconds:.4f} s/image", images) for title, images, seconds in rows]
         path = self._folder / "final.png"

@@ -98,4 +98,4 @@ def test_help_lists_every_option_with_default_and_explanation(
     for option in ("--optimizer.learning-rate", "--teacher", "--judge.taps", "--data.name"):
         assert option in text
     assert "λ, the weight of the distance to the teacher" in text
-    assert "default: 1000.0" in text
+    assert "default: 10000.0" in text

@@ -23,7 +23,13 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised and said once
         self.folder, self._closed = folder, False
         # The manager reads every checkpoint's loss when it opens, and fails on the first bad one.
-        self._damaged = [step for step in _numbered(folder) if not _has_loss(folder, step)]
+        there = _numbered(folder)
+        self._damaged = [step for step in there if not _has_loss(folder, step)]
+        newest = max(set(there) - set(self._damaged), default=-1)
+        if not read_only:  # what is older than a good one was being deleted when the run was killed
+            for step in [step for step in self._damaged if step < newest]:
+                shutil.rmtree(folder / str(step))
+                self._damaged.remove(step)
         if read_only and self._damaged:
             raise UserError(f"checkpoints {self._damaged} in {folder} are damaged; remove them")
         for step in self._damaged:

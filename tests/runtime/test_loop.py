@@ -106,6 +106,17 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(
     assert "going on from the checkpoint of step 9" in capsys.readouterr().out
 
 
+def test_a_checkpoint_killed_while_it_was_being_deleted_is_no_news(
+    whole: State, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fit(tmp_path / "cut", 12)
+    checkpoints = tmp_path / "cut/checkpoints"
+    (checkpoints / "3/state").mkdir(parents=True)  # what is left of it
+    same(fit(tmp_path / "cut", 23), whole)
+    assert "cannot be read" not in capsys.readouterr().out
+    assert not [path for path in checkpoints.iterdir() if path.name == "3" or "un" in path.name]
+
+
 def test_a_term_that_is_not_finite_stops_the_run_by_name_and_spares_the_checkpoint(
     whole: State, tmp_path: Path
 ) -> None:
