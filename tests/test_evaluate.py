@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ) as f:
                 if isinstance(config, Classifier):
                     made = functools.partial(classifier.init, config, {})
-                    weights = jax.jit(made)(key).params["classifier"]["network"]
+                    weights = jax.jit(made)(key).params["classifier"]
                 else:
                     made = functools.partial(denoiser.init, config.model, SIZE)
                     weights = jax.jit(made)(key)

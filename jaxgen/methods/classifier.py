@@ -1,14 +1,12 @@
 """Supervised classification: image to class."""
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen import optimizer
 from jaxgen.config import Experiment
@@ -18,10 +16,6 @@ from jaxgen.models.resnet import Features, ResNet, ResNetConfig
 from jaxgen.models.vit import VitClassifier, VitConfig
 from jaxgen.pixels import mirrored, to_unit
 from jaxgen.state import Batch, Metrics, State, moving_average, stream
-from jaxgen.text.tokenizer import SPECIAL
-
-BUCKETS = 2048  # of words by number: a head for every word of two languages would be the network
-_WORDS = nn.Dense(BUCKETS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +31,6 @@ class Classifier(Experiment):
     label with the other's (Zhang et al. 2018); 0: none is."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
-    words: float = 0.0
-    """Weight of a second task while training: to name the words of the image's caption, as Mahajan
-    et al. 2018 do with hashtags, for they say more of an image than its class; 0: unused."""
 
     def resolved(self, vocabulary: int, classes: int) -> "Classifier":
         if classes < 2:
@@ -59,8 +50,6 @@ class Classifier(Experiment):
             raise UserError(f"--augment {min(unknown)!r} is none of {', '.join(POLICIES)}")
         if not 0.0 <= self.mixup < float("inf"):
             raise UserError(f"--mixup is {self.mixup}; give 0 or more")
-        if not 0.0 <= self.words < float("inf"):
-            raise UserError(f"--words is {self.words}; give 0 or more")
         r = self.resnet
         if min(r.patch, r.blocks, r.groups, self.vit.patch, *r.widths) < 1 or not r.widths:
             raise UserError("--resnet and --vit: patch, blocks, groups and widths are 1 or more")
@@ -90,11 +79,7 @@ def init(config: Classifier, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the classifier."""
     del frozen
     image = jnp.zeros((1, config.data.size, config.data.size, 3))
-    player = {"network": _network(config).init(key, image)["params"]}
-    if config.words:
-        seen = jax.eval_shape(functools.partial(_seen, config), player["network"], image)
-        player["words"] = _WORDS.init(key, jnp.zeros(seen.pooled.shape))["params"]
-    params = {"classifier": player}
+    params = {"classifier": _network(config).init(key, image)["params"]}
     adamw = optimizer.build(config.optimizer, config.train.steps)
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -116,19 +101,14 @@ def train_step(
     target = optax.smooth_labels(
         jax.nn.one_hot(batch["label"], _network(config).config.classes), config.label_smoothing
     )
-    said = _words(batch["caption"])
     if config.mixup:
         key = stream(config.seed, state.step, "mixup")
-        image, target, said = _mixed(config, key, image, target, said)
+        image, target = _mixed(config, key, image, target)
 
-    def loss_of(player: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        seen = _seen(config, player["network"], image)
-        right = jnp.mean(jnp.argmax(seen.logits, -1) == batch["label"])
-        loss = jnp.mean(optax.softmax_cross_entropy(seen.logits, target))
-        if config.words:
-            words: Any = _WORDS.apply({"params": player["words"]}, seen.pooled)
-            loss += config.words * jnp.mean(optax.softmax_cross_entropy(words, said))
-        return loss, right
+    def loss_of(params: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        scores = logits(config, params, image)
+        right = jnp.mean(jnp.argmax(scores, -1) == batch["label"])
+        return jnp.mean(optax.softmax_cross_entropy(scores, target)), right
 
     (loss, right), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params["classifier"])
     params, opt_state, norm = optimizer.apply(
@@ -156,7 +136,7 @@ def logits(
 def weights(config: Classifier, state: State, frozen: Any) -> Any:
     """What classifying needs, averaged over training."""
     del config, frozen
-    return state.ema["classifier"]["network"]
+    return state.ema["classifier"]
 
 
 def features(
@@ -182,14 +162,6 @@ def _network(config: Classifier) -> ResNet | VitClassifier:
 
 def _seen(config: Classifier, params: Any, image: Float[Array, "b h w 3"]) -> Features:
     return _network(config).apply({"params": params}, image)  # pyright: ignore[reportReturnType]
-
-
-def _words(caption: Int[Array, "b length"]) -> Float[Array, "b buckets"]:
-    """The words of each caption in equal shares; words that share a bucket are as one."""
-    # k-hot: the buckets of words that stand anywhere in the caption.
-    hot = jax.nn.one_hot(caption % BUCKETS, BUCKETS) * (caption >= len(SPECIAL))[..., None]
-    hot = jnp.max(hot, axis=1)
-    return hot / jnp.maximum(jnp.sum(hot, -1, keepdims=True), 1.0)
 
 
 def _mixed(config: Classifier, key: PRNGKeyArray, *values: Array) -> list[Array]:
