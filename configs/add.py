@@ -2,7 +2,7 @@
 
 Command:  python -m jaxgen.train --config=add
 Hardware: 2 CPU cores, 3.5 GB of memory.
-Time:     8 minutes: 1 to compile, 5 1/2 for 500 steps of 24 images; the rest prepares and draws.
+Time:     8 minutes: 1 1/2 to compile, 5 for 400 steps of 24 images; the rest prepares and draws.
 Result:   one step takes about an 80th of the teacher's 50 guided ones. By the measures (README) it
           is as good as any number of the teacher's steps, if easier to tell from real pictures; we
           recognise 11 of the 12 captions shown (the carrot could be a bat, as in the teacher's).
