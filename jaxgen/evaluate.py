@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
 
 from jaxgen import config as configs
@@ -147,9 +148,11 @@ def _accuracy(loaded: Loaded, options: Options) -> None:
         folder = Path(f"{loaded.config.name}_evaluation")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is no folder, which a classifier's numbers need")
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    one = jax.ShapeDtypeStruct((1, source.size, source.size, 3), np.uint8)
     with stages.fitting(loaded):
-        print(classes.grade(predict, loaded.weights, source, quality.BATCH, mesh, folder))
+        jax.eval_shape(predict, loaded.weights, one)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    print(classes.grade(predict, loaded.weights, source, quality.BATCH, mesh, folder))
 
 
 def _report(

@@ -186,6 +186,7 @@ def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) ->
         (("--run=runs/student", "--features=runs/grader", "--out=pictures"), "pictures is a fold"),
         (("--run=runs/grader", "--out=runs/grader/config.json"), "config.json is no folder"),
         (("--run=runs/grader", "--run=runs/grader", "--out=x"), "one folder for several"),
+        (("--run=runs/mixed_grader", "--out=none"), "do not fit the config.json"),
         (("--run=runs/mixed", "--features=runs/grader"), "runs/mixed do not fit the config.json"),
         (("--run=runs/student", "--features=runs/mixed_grader"), "do not fit the config.json"),
         (

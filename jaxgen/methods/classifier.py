@@ -102,8 +102,7 @@ def train_step(
         jax.nn.one_hot(batch["label"], _network(config).config.classes), config.label_smoothing
     )
     if config.mixup:
-        key = stream(config.seed, state.step, "mixup")
-        image, target = _mixed(config, key, image, target)
+        image, target = _mixed(config, stream(config.seed, state.step, "mixup"), image, target)
 
     def loss_of(params: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
         scores = logits(config, params, image)
@@ -164,14 +163,18 @@ def _seen(config: Classifier, params: Any, image: Float[Array, "b h w 3"]) -> Fe
     return _network(config).apply({"params": params}, image)  # pyright: ignore[reportReturnType]
 
 
-def _mixed(config: Classifier, key: PRNGKeyArray, *values: Array) -> list[Array]:
-    """Each image, and what goes with it, with those of the image opposite it in the batch."""
-    count = len(values[0])
-    share = jax.random.beta(key, config.mixup, config.mixup, (count,))
+def _mixed(
+    config: Classifier,
+    key: PRNGKeyArray,
+    image: Float[Array, "b h w 3"],
+    target: Float[Array, "b classes"],
+) -> tuple[Float[Array, "b h w 3"], Float[Array, "b classes"]]:
+    """Each image and target with those of the image opposite it in the batch."""
+    share = jax.random.beta(key, config.mixup, config.mixup, (len(image),))
     share = jnp.maximum(share, 1 - share)  # an image keeps its place: half of it or more is left
 
     def mix(x: Array) -> Array:
         own = jnp.reshape(share, (-1,) + (1,) * (x.ndim - 1))
         return own * x + (1 - own) * x[::-1]
 
-    return [mix(value) for value in values]
+    return mix(image), mix(target)

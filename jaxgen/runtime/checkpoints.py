@@ -26,10 +26,13 @@ class Checkpoints:
         there = _numbered(folder)
         self._damaged = [step for step in there if not _has_loss(folder, step)]
         newest = max(set(there) - set(self._damaged), default=-1)
-        if not read_only:  # what is older than a good one was being deleted when the run was killed
-            for step in [step for step in self._damaged if step < newest]:
-                shutil.rmtree(folder / str(step))
+        for step in list(self._damaged):
+            # Older than a good one and without the file of its loss, it was being deleted when the
+            # run was killed. With a file that cannot be read it is damaged: set aside, and said.
+            if step < newest and not read_only and not _loss_file(folder, step).exists():
                 self._damaged.remove(step)
+                if jax.process_index() == 0:
+                    shutil.rmtree(folder / str(step), ignore_errors=True)
         if read_only and self._damaged:
             raise UserError(f"checkpoints {self._damaged} in {folder} are damaged; remove them")
         for step in self._damaged:
@@ -153,8 +156,12 @@ def _numbered(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
+def _loss_file(folder: Path, step: int) -> Path:
+    return folder / str(step) / "metrics" / "metrics"
+
+
 def _has_loss(folder: Path, step: int) -> bool:
     try:
-        return "loss" in json.loads((folder / str(step) / "metrics" / "metrics").read_text())
+        return "loss" in json.loads(_loss_file(folder, step).read_text())
     except (OSError, ValueError):
         return False

@@ -117,6 +117,18 @@ def test_a_checkpoint_killed_while_it_was_being_deleted_is_no_news(
     assert not [path for path in checkpoints.iterdir() if path.name == "3" or "un" in path.name]
 
 
+def test_an_older_checkpoint_with_a_damaged_file_is_set_aside_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fit(tmp_path / "cut", 12)
+    checkpoints = tmp_path / "cut/checkpoints"
+    older = min(int(path.name) for path in checkpoints.iterdir())
+    (checkpoints / str(older) / "metrics/metrics").write_text("{")
+    fit(tmp_path / "cut", 14)
+    assert f"checkpoint {older} cannot be read" in capsys.readouterr().out
+    assert (checkpoints / f"unreadable-{older}/state").is_dir(), "its state may be good"
+
+
 def test_a_term_that_is_not_finite_stops_the_run_by_name_and_spares_the_checkpoint(
     whole: State, tmp_path: Path
 ) -> None:
