@@ -12,7 +12,15 @@ from types import ModuleType
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
 
-NAMES = ("add", "classifier", "diffusion")
+CONFIGS = {
+    "add": "Add",
+    "classifier": "Classifier",
+    "diffusion": "Diffusion",
+    "gan": "Gan",
+    "ladd": "Ladd",
+    "threshold_diffusion": "ThresholdDiffusion",
+    "vae": "Vae",
+}  # the config class of each method, which is a module of that name
 
 
 def of(config: Experiment) -> ModuleType:
@@ -27,6 +35,6 @@ def name(config: Experiment) -> str:
 
 def kind(name: str) -> type[Experiment]:
     """The config class of the method called `name`."""
-    if name not in NAMES:
-        raise UserError(f"unknown method {name!r}; known: {', '.join(NAMES)}")
-    return getattr(importlib.import_module(f"jaxgen.methods.{name}"), name.capitalize())
+    if name not in CONFIGS:
+        raise UserError(f"unknown method {name!r}; known: {', '.join(CONFIGS)}")
+    return getattr(importlib.import_module(f"jaxgen.methods.{name}"), CONFIGS[name])
