@@ -106,13 +106,13 @@ def denoise_part(
     key: PRNGKeyArray,
     text: tuple[TextFeatures, TextFeatures | None],
 ) -> Float[Array, "b h w c"]:
-    """What `denoiser.sample` does between text and pixels."""
+    """What `denoiser.sample` does after the text."""
     features, empty = text
     noise_key, sampler_key = jax.random.split(key)
-    shape = (len(features.mask), size, size, model.unet.channels)
+    shape = (len(features.mask), size, size, model.backbone.channels)
 
     def denoise(x_t, t, text):
-        return denoiser.predict_x0(model, weights["unet"], x_t, t, text)
+        return denoiser.predict_x0(model, weights["denoiser"], x_t, t, text)
 
     guided = sampling.guided(denoise, features, empty, sampler.guidance)
     noise = jax.random.normal(noise_key, shape)
@@ -136,7 +136,7 @@ def _program(
     encode = functools.partial(text_part, model, guided)
 
     def whole(weights, key, caption):
-        return denoiser.sample(model, size, weights, key, caption, sampler)
+        return to_uint8(denoiser.sample(model, size, weights, key, caption, sampler))
 
     def captions(here: Placed) -> Array:
         return jax.device_put(subjects.captions(model.text, batch), here.over_batch)
@@ -147,7 +147,7 @@ def _program(
         return jax.device_put(some, here.over_batch), jax.device_put(empty, here.everywhere)
 
     def image(here: Placed) -> Array:
-        zeros = np.zeros((batch, size, size, model.unet.channels), np.float32)
+        zeros = np.zeros((batch, size, size, model.backbone.channels), np.float32)
         return jax.device_put(zeros, here.over_batch)
 
     denoise = functools.partial(denoise_part, model, size, sampler)

@@ -41,7 +41,7 @@ class Subject:
     @property
     def output(self) -> str:
         """What comes out as uint8: sd21 has no decoder yet."""
-        return "pixels" if self.model.unet.channels == 3 else "latents, no decoder"
+        return "pixels" if self.model.backbone.channels == 3 else "latents, no decoder"
 
 
 class Flops(NamedTuple):
@@ -101,9 +101,9 @@ def counted(subject: Subject) -> Flops:
     one device's share, and on GPU and TPU it cannot be had before.
     """
     model = subject.model
-    text_weights, unet_weights = subject.weights["text"], subject.weights["unet"]
+    text_weights, unet_weights = subject.weights["text"], subject.weights["denoiser"]
     caption = jnp.zeros((1, model.text.length), jnp.int32)
-    image = jnp.zeros((1, subject.size, subject.size, model.unet.channels))
+    image = jnp.zeros((1, subject.size, subject.size, model.backbone.channels))
     encode = functools.partial(denoiser.encode, model)
     predict = functools.partial(denoiser.predict_x0, model)
     text = jax.eval_shape(encode, text_weights, caption)

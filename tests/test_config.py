@@ -64,7 +64,7 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--name", "../elsewhere"], ["--name"]),
         (["--sampler-steps", "0"], ["0", "1 to 1000"]),
         (["--sampler-steps", "1001"], ["1001", "1 to 1000"]),
-        (["--data.size", "30"], ["--data.size 30", "multiple of 8"]),
+        (["--data.size", "30"], ["side 30", "multiple of 8", "--data.size"]),
         (["--model.text.width", "128"], ["128", "64"]),
         (["--model.prediction", "epsilon"], ["epsilon"]),
     ],

@@ -86,7 +86,7 @@ def frozen() -> dict[str, Any]:
     ]
     weights = jax.tree.unflatten(tree, leaves)
     return {
-        "teacher": weights["unet"],
+        "teacher": weights["denoiser"],
         "text": weights["text"],
         "eyes": load_efficientnet_lite0(),
     }

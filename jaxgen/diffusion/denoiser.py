@@ -1,22 +1,22 @@
 """A text-conditioned denoiser: caption ids and a noisy image in, the clean image as predicted out.
 
-Its weights are two trees, {"text": ..., "unet": ...}: all that sampling needs.
+Its weights are two trees, {"text": ..., "denoiser": ...}: all that sampling needs.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxgen.diffusion import prediction as predictions
 from jaxgen.diffusion import sampler as samplers
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError
+from jaxgen.models.dit import DiT, DiTConfig
 from jaxgen.models.unet import UNet, UNetConfig
-from jaxgen.pixels import to_uint8
 from jaxgen.text.encoder import TextConfig, TextEncoder, TextFeatures
 from jaxgen.text.tokenizer import END, PADDING, START
 
@@ -28,44 +28,56 @@ class Denoiser:
     """Networks, schedule and prediction of one diffusion model."""
 
     text: TextConfig = TextConfig()
+    network: Literal["unet", "dit"] = "unet"
+    """Which of the two networks below denoises."""
     unet: UNetConfig = UNetConfig()
+    dit: DiTConfig = DiTConfig()
     schedule: Schedule = Schedule()
     prediction: predictions.Prediction = "flow"
     """What the network's output means."""
 
+    @property
+    def backbone(self) -> UNetConfig | DiTConfig:
+        """The config of the network that denoises."""
+        return self.dit if self.network == "dit" else self.unet
+
     def check(self, size: int) -> None:
         """Raises UserError where the parts do not fit each other or images of side `size`."""
         predictions.check(self.schedule, self.prediction)
-        factor = self.unet.patch * 2 ** (len(self.unet.block_out) - 1)
+        option, backbone = f"--model.{self.network}", self.backbone
+        levels = 1 if self.network == "dit" else len(self.unet.block_out)
+        factor = backbone.patch * 2 ** (levels - 1)
         if size % factor:
             raise UserError(
-                f"--data.size {size} is not a multiple of {factor}, which "
-                f"--model.unet.patch {self.unet.patch} and {len(self.unet.block_out)} levels need"
+                f"images or codes of side {size} are not a multiple of {factor}, which "
+                f"{option}.patch {backbone.patch} and {levels} level(s) need; change --data.size"
             )
-        if self.text.width != self.unet.context_width:
+        if self.text.width != backbone.context_width:
             raise UserError(
-                f"--model.text.width {self.text.width} and --model.unet.context-width "
-                f"{self.unet.context_width} differ; make them equal"
+                f"--model.text.width {self.text.width} and {option}.context-width "
+                f"{backbone.context_width} differ; make them equal"
             )
         pooled = self.text.projection or self.text.width
-        if self.unet.added_width not in (0, pooled):
+        if backbone.added_width not in (0, pooled):
             raise UserError(
-                f"--model.unet.added-width is {self.unet.added_width}; give 0, or {pooled}, the "
+                f"{option}.added-width is {backbone.added_width}; give 0, or {pooled}, the "
                 "width of a pooled caption"
             )
 
 
 def init(config: Denoiser, size: int, key: PRNGKeyArray) -> Weights:
     """Fresh float32 weights for images of side `size`."""
-    text_key, unet_key = jax.random.split(key)
+    text_key, denoiser_key = jax.random.split(key)
+    backbone = config.backbone
     caption = jnp.zeros((1, config.text.length), jnp.int32)
-    image = jnp.zeros((1, size, size, config.unet.channels))
+    image = jnp.zeros((1, size, size, backbone.channels))
     context = jnp.zeros((1, config.text.length, config.text.width))
     time = jnp.zeros((1,))
-    added = jnp.zeros((1, config.unet.added_width)) if config.unet.added_width else None
+    added = jnp.zeros((1, backbone.added_width)) if backbone.added_width else None
+    network = _network(config)
     return {
         "text": TextEncoder(config.text).init(text_key, caption)["params"],
-        "unet": UNet(config.unet).init(unet_key, image, time, context, added)["params"],
+        "denoiser": network.init(denoiser_key, image, time, context, added)["params"],
     }
 
 
@@ -81,21 +93,20 @@ def encode(config: Denoiser, text: Weights, caption: Int[Array, "b length"]) -> 
 
 def output(
     config: Denoiser,
-    unet: Weights,
+    params: Weights,
     x_t: Float[Array, "b h w c"],
     t: Float[Array, " b"],
     text: TextFeatures,
 ) -> Float[Array, "b h w c"]:
-    """The UNet's raw output at timestep `t`, in the config's prediction."""
+    """The network's raw output at timestep `t`, in the config's prediction."""
     alpha, sigma = config.schedule.at(t)
     x_in = predictions.network_input(config.prediction, x_t, alpha, sigma)
-    added = text.pooled if config.unet.added_width else None
-    return UNet(config.unet).apply({"params": unet}, x_in, t, text.tokens, added, text.mask)  # pyright: ignore[reportReturnType]
+    return _network(config).apply({"params": params}, x_in, t, *_conditions(config, text))  # pyright: ignore[reportReturnType]
 
 
 def predict_x0(
     config: Denoiser,
-    unet: Weights,
+    params: Weights,
     x_t: Float[Array, "b h w c"],
     t: Float[Array, " b"],
     text: TextFeatures,
@@ -103,7 +114,7 @@ def predict_x0(
     """The clean image as the denoiser sees it from x_t at timestep `t`."""
     alpha, sigma = config.schedule.at(t)
     return predictions.to_x0(
-        config.prediction, x_t, output(config, unet, x_t, t, text), alpha, sigma
+        config.prediction, x_t, output(config, params, x_t, t, text), alpha, sigma
     )
 
 
@@ -114,8 +125,8 @@ def sample(
     key: PRNGKeyArray,
     caption: Int[Array, "b length"],
     how: Sampler,
-) -> UInt8[Array, "b h w c"]:
-    """Images from caption ids: text, denoising and pixels in one program.
+) -> Float[Array, "b h w c"]:
+    """Images, or codes, of side `size` from caption ids.
 
     Image i's noise depends on the key and i, not on the size of the batch or the devices.
     """
@@ -123,10 +134,18 @@ def sample(
     text = encode(config, weights["text"], caption)
     empty = encode(config, weights["text"], empty_caption(config.text)[None])
     noise_key, sampler_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (b, size, size, config.unet.channels))
+    noise = jax.random.normal(noise_key, (b, size, size, config.backbone.channels))
 
     def denoise(x_t, t, text):
-        return predict_x0(config, weights["unet"], x_t, t, text)
+        return predict_x0(config, weights["denoiser"], x_t, t, text)
 
     guided = samplers.guided(denoise, text, empty, how.guidance)
-    return to_uint8(samplers.sample(how, config.schedule, guided, noise, sampler_key))
+    return samplers.sample(how, config.schedule, guided, noise, sampler_key)
+
+
+def _network(config: Denoiser) -> UNet | DiT:
+    return DiT(config.dit) if config.network == "dit" else UNet(config.unet)
+
+
+def _conditions(config: Denoiser, text: TextFeatures) -> tuple[Array, Array | None, Array]:
+    return text.tokens, text.pooled if config.backbone.added_width else None, text.mask

@@ -7,24 +7,29 @@ over tokens, so that neither weight depends on the size of the image.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgen import config as configs
 from jaxgen import optimizer
-from jaxgen.config import Experiment, Optimizer
+from jaxgen.config import Optimizer
 from jaxgen.diffusion import denoiser, distillation
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion import schedule as schedules
-from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.distillation import Weighting
-from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
-from jaxgen.methods.text_to_image import TextToImage, check_sampler, sample, seen_words
+from jaxgen.methods.distilled import (
+    Distilled,
+    measured_steps,
+    samplers,
+    shown,
+    student_sampler,
+    weights,
+)
+from jaxgen.methods.text_to_image import check_sampler, sample, seen_words
 from jaxgen.models import judge as judges
 from jaxgen.models.augment import POLICIES, diffaug, resize_area
 from jaxgen.models.efficientnet import EfficientNetLite0
@@ -36,26 +41,21 @@ from jaxgen.text.encoder import TextFeatures
 Images = Float[Array, "b h w c"]
 Features = list[Float[Array, "b n c"]]
 Conditions = tuple[Float[Array, "b d"], Float[Array, "b e"]]  # caption, real image
-__all__ = ["check_sampler", "sample", "seen_words"]  # shared functions of this method
+__all__ = [  # shared functions of this method
+    "check_sampler",
+    "measured_steps",
+    "sample",
+    "samplers",
+    "seen_words",
+    "shown",
+    "weights",
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class Add(TextToImage):
-    teacher: str = "shipped"
-    """shipped (trained weights that come with jaxgen), train (train them first), the name of a
-    config to train, or a folder of weights such as a finished run."""
-    teacher_config: str = "diffusion"
-    """The config that trains the teacher, and by which the shipped one was trained."""
-    teacher_train_steps: int = 0
-    """Train steps of a teacher that is trained first; 0: what its config says."""
+class Add(Distilled):
     judge: JudgeConfig = JudgeConfig()
     judge_optimizer: Optimizer = Optimizer(learning_rate=1e-3, b1=0.0, b2=0.99, clip=10.0)
-    initialise: Literal["teacher", "random"] = "teacher"
-    """Where the student's weights come from (section 3.1: from random ones it fails)."""
-    student_steps: int = 4
-    """N: the student is trained at N timesteps, the last of which is pure noise."""
-    spacing: Literal["trailing", "turbo"] = "trailing"
-    """Which timesteps those are: 999, 749, 499, 249, or Stability's 999, 899, 799, 699."""
     frequency: tuple[float, ...] = ()
     """How often each of them is drawn, relative to the others, pure noise first; empty: equally,
     as the paper has it."""
@@ -79,39 +79,6 @@ class Add(TextToImage):
     def roles(self) -> dict[str, str]:
         return {"teacher": self.teacher, "features": self.judge.features}
 
-    def stage(self, role: str) -> Experiment:
-        config: Any = configs.load(self.teacher_config)
-        train = config.train
-        if self.teacher_train_steps:
-            train = dataclasses.replace(train, steps=self.teacher_train_steps)
-        return dataclasses.replace(
-            config,
-            data=self.data,
-            model=self.model,
-            train=train,
-            seed=self.seed,
-            mesh=self.mesh,
-            shown=self.shown,
-        )
-
-    def accept(self, role: str, other: Any, where: str) -> None:
-        if role != "teacher":
-            return
-        if not isinstance(getattr(other, "model", None), Denoiser):
-            raise UserError(f"--teacher {where} is no diffusion model but {other.name!r}")
-        mine = dataclasses.replace(
-            self.model, text=dataclasses.replace(self.model.text, vocabulary=0)
-        )
-        its = dataclasses.replace(
-            other.model, text=dataclasses.replace(other.model.text, vocabulary=0)
-        )
-        unlike = {"data.size": (self.data.size, other.data.size)}
-        for field in dataclasses.fields(mine):
-            unlike[f"model.{field.name}"] = (getattr(mine, field.name), getattr(its, field.name))
-        for name, (a, b) in unlike.items():
-            if a != b:
-                raise UserError(f"the student's {name} is {a}, that of the teacher {where} is {b}")
-
     def check(self) -> None:
         super().check()
         self.judge_optimizer.check("judge-optimizer")
@@ -124,7 +91,6 @@ class Add(TextToImage):
             raise UserError(f"--judge.resize is {self.judge.resize}; give 16 pixels or more")
         if self.teacher in judges.FEATURES:
             raise UserError(f"--teacher {self.teacher!r} is a feature network, no diffusion model")
-        sampling.check(_student_sampler(self, self.student_steps), self.model.schedule)
         if self.frequency and len(self.frequency) != self.student_steps:
             raise UserError(
                 f"--frequency has {len(self.frequency)} entries; give one for each of the "
@@ -143,10 +109,6 @@ class Add(TextToImage):
             raise UserError(f"--teacher-steps is {self.teacher_steps}; give 1 or more")
         if self.teacher_steps > 1 and self.weighting == "nfsd":
             raise UserError("--teacher-steps above 1 has no meaning with --weighting nfsd")
-        if self.teacher_train_steps < 0:
-            raise UserError(f"--teacher-train-steps is {self.teacher_train_steps}; give 0 or more")
-        if self.teacher_train_steps and self.teacher != "train":
-            raise UserError("--teacher-train-steps goes with --teacher=train")
         if self.adversarial == self.distillation == 0:
             raise UserError("--adversarial and --distillation are both 0; nothing would be learnt")
 
@@ -154,7 +116,7 @@ class Add(TextToImage):
 def frozen(config: Add, filled: dict[str, Any]) -> dict[str, Any]:
     """The teacher's two networks and the judge's eyes, from the networks found for the roles."""
     teacher = filled["teacher"].weights
-    return {"teacher": teacher["unet"], "text": teacher["text"], "eyes": filled["features"]}
+    return {"teacher": teacher["denoiser"], "text": teacher["text"], "eyes": filled["features"]}
 
 
 def frozen_shapes(config: Add) -> dict[str, Any]:
@@ -163,7 +125,7 @@ def frozen_shapes(config: Add) -> dict[str, Any]:
     teacher = denoiser.init(config.model, config.data.size, key)
     image = jnp.zeros((1, config.judge.resize, config.judge.resize, 3))
     eyes = EfficientNetLite0().init(key, image)
-    return {"teacher": teacher["unet"], "text": teacher["text"], "eyes": eyes}
+    return {"teacher": teacher["denoiser"], "text": teacher["text"], "eyes": eyes}
 
 
 def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
@@ -171,8 +133,8 @@ def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
     student_key, judge_key = jax.random.split(key)
     student = jax.tree.map(jnp.copy, frozen["teacher"])
     if config.initialise == "random":
-        student = denoiser.init(config.model, config.data.size, student_key)["unet"]
-    image = jnp.zeros((2, config.data.size, config.data.size, config.model.unet.channels))
+        student = denoiser.init(config.model, config.data.size, student_key)["denoiser"]
+    image = jnp.zeros((2, config.data.size, config.data.size, config.model.backbone.channels))
     caption = jnp.zeros((2, config.model.text.length), jnp.int32)
     features, c_img = look(config, frozen["eyes"], image)
     c_text = denoiser.encode(config.model, frozen["text"], caption).pooled
@@ -206,8 +168,8 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     s = student_timesteps(config, random("student timestep"), len(x0))
     x_s = student_input(config, x0, jax.random.normal(random("student noise"), x0.shape), s)
 
-    def student(unet: Any) -> Images:
-        return denoiser.predict_x0(config.model, unet, x_s, s, text)
+    def student(params: Any) -> Images:
+        return denoiser.predict_x0(config.model, params, x_s, s, text)
 
     fake, student_vjp = jax.vjp(student, state.params["student"])
 
@@ -277,7 +239,7 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
 
 def student_timesteps(config: Add, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
     """s, drawn from the student's N timesteps τ."""
-    taus = sampling.timesteps(_student_sampler(config, config.student_steps), config.model.schedule)
+    taus = sampling.timesteps(student_sampler(config, config.student_steps), config.model.schedule)
     share = jnp.asarray(config.frequency or (1.0,) * len(taus))
     return jax.random.choice(key, jnp.asarray(taus, jnp.float32), (count,), p=share / share.sum())
 
@@ -364,41 +326,6 @@ def look(config: Add, eyes: Any, image: Images) -> tuple[Features, Float[Array, 
     maps: Any = EfficientNetLite0().apply(eyes, image, config.judge.taps, method="features")
     tokens = [rearrange(m, "b h w c -> b (h w) c") for m in maps]
     return tokens, jax.nn.standardize(tokens[-1].mean(1))
-
-
-def weights(config: Add, state: State, frozen: Any) -> denoiser.Weights:
-    """What sampling the student needs: its averaged UNet and the teacher's text encoder."""
-    del config
-    return {"text": frozen["text"], "unet": state.ema["student"]}
-
-
-def samplers(config: Add) -> dict[str, Sampler]:
-    """Samplers of the student, by title, the default first: one step, and all its trained steps."""
-    return {
-        f"{n} step{'s' * (n > 1)}": _student_sampler(config, n)
-        for n in sorted({1, config.student_steps})
-    }
-
-
-def measured_steps(config: Add) -> tuple[int, ...]:
-    """Numbers of steps at which the samples are worth measuring."""
-    return tuple(n for n in (4, 2, 1) if n <= config.student_steps)
-
-
-def shown(config: Add, state: State, frozen: Any) -> list[tuple[str, denoiser.Weights, Sampler]]:
-    """What the sample grids show: title, weights, sampler, of the teacher and the student."""
-    teacher = {"text": frozen["text"], "unet": frozen["teacher"]}
-    many = config.iterative
-    student = weights(config, state, frozen)
-    return [
-        (f"teacher, {many.steps} steps", teacher, many),
-        ("teacher, 1 step", teacher, Sampler(steps=1)),
-        *((f"student, {title}", student, how) for title, how in samplers(config).items()),
-    ]
-
-
-def _student_sampler(config: Add, steps: int) -> Sampler:
-    return Sampler(solver="euler_ancestral", spacing=config.spacing, steps=steps)
 
 
 def _optimizers(config: Add) -> dict[str, Any]:

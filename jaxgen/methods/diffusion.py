@@ -99,7 +99,7 @@ def loss(
     alpha, sigma = model.schedule.at(t)
     x_t = schedules.add_noise(model.schedule, x0, eps, t)
     output = denoiser.output(
-        model, weights["unet"], x_t, t, denoiser.encode(model, weights["text"], caption)
+        model, weights["denoiser"], x_t, t, denoiser.encode(model, weights["text"], caption)
     )
     error = output - prediction.target(model.prediction, x0, eps, alpha, sigma)
     weight = prediction.weight(config.weight, model.prediction, alpha, sigma)

@@ -10,6 +10,7 @@ from jaxgen.diffusion import denoiser
 from jaxgen.diffusion import sampler as samplers
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
+from jaxgen.pixels import to_uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,8 @@ def sample(
     sampler: Sampler,
 ) -> Array:
     """uint8 images [b, h, w, 3] from caption ids: one program from ids to pixels."""
-    return denoiser.sample(config.model, config.data.size, weights, key, caption, sampler)
+    x0 = denoiser.sample(config.model, config.data.size, weights, key, caption, sampler)
+    return to_uint8(x0)
 
 
 def check_sampler(config: TextToImage, sampler: Sampler) -> None:

@@ -99,7 +99,7 @@ def test_flops_follow_the_network_calls(subject: Subject) -> None:
     features = jax.eval_shape(encode, subject.weights["text"], subjects.captions(MODEL.text, 4))
     four = subjects.flops_of(
         functools.partial(denoiser.predict_x0, MODEL),
-        subject.weights["unet"],
+        subject.weights["denoiser"],
         jnp.zeros((4, SIZE, SIZE, 3)),
         jnp.zeros(4),
         features,
@@ -123,7 +123,7 @@ def test_parts_make_the_whole(subject: Subject) -> None:
     key, caption = jax.random.key(5), jnp.asarray(subjects.captions(MODEL.text, BATCH))
 
     def whole(weights):
-        return denoiser.sample(MODEL, SIZE, weights, key, caption, sampler)
+        return to_uint8(denoiser.sample(MODEL, SIZE, weights, key, caption, sampler))
 
     def parts(weights):
         text = programs.text_part(MODEL, True, weights, caption)
@@ -141,7 +141,7 @@ def test_json_table_and_plot(report: dict[str, Any], tmp_path: Path) -> None:
     assert again == json.loads(json.dumps(report))
     assert {"date", "hardware", "versions", "subject", "repeats"} <= again.keys()
     assert {"python", "jax", "jaxlib", "numpy", "jaxgen"} <= again["versions"].keys()
-    assert again["subject"]["parameters"]["unet"] > 10_000
+    assert again["subject"]["parameters"]["denoiser"] > 10_000
     for place in (Path.cwd(), Path.home(), tmp_path):
         assert str(place) not in path.read_text()
 

@@ -1,0 +1,115 @@
+"""What every method shares that distils an iterative teacher into a student of few steps."""
+
+import dataclasses
+from typing import Any, Literal
+
+from jaxgen import config as configs
+from jaxgen.config import Experiment
+from jaxgen.diffusion import denoiser
+from jaxgen.diffusion import sampler as sampling
+from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.errors import UserError
+from jaxgen.methods.text_to_image import TextToImage
+from jaxgen.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled(TextToImage):
+    teacher: str = "shipped"
+    """shipped (trained weights that come with jaxgen), train (train them first), the name of a
+    config to train, or a folder of weights such as a finished run."""
+    teacher_config: str = "diffusion"
+    """The config that trains the teacher, and by which the shipped one was trained."""
+    teacher_train_steps: int = 0
+    """Train steps of a teacher that is trained first; 0: what its config says."""
+    initialise: Literal["teacher", "random"] = "teacher"
+    """Where the student's weights come from (section 3.1: from random ones it fails)."""
+    student_steps: int = 4
+    """N: the student is trained at N timesteps, the last of which is pure noise."""
+    spacing: Literal["trailing", "turbo"] = "trailing"
+    """Which timesteps those are: 999, 749, 499, 249, or Stability's 999, 899, 799, 699."""
+
+    def roles(self) -> dict[str, str]:
+        return {"teacher": self.teacher}
+
+    def stage(self, role: str) -> Experiment:
+        config: Any = configs.load(self.teacher_config)
+        train = config.train
+        if self.teacher_train_steps:
+            train = dataclasses.replace(train, steps=self.teacher_train_steps)
+        return dataclasses.replace(
+            config,
+            data=self.data,
+            model=self.model,
+            train=train,
+            seed=self.seed,
+            mesh=self.mesh,
+            shown=self.shown,
+        )
+
+    def accept(self, role: str, other: Any, where: str) -> None:
+        if role != "teacher":
+            return
+        if not isinstance(getattr(other, "model", None), Denoiser):
+            raise UserError(f"--teacher {where} is no diffusion model but {other.name!r}")
+        mine, its = _shape(self), _shape(other)
+        unlike = {"data.size": (self.data.size, other.data.size)}
+        for field in dataclasses.fields(mine):
+            unlike[f"model.{field.name}"] = (getattr(mine, field.name), getattr(its, field.name))
+        for name, (a, b) in unlike.items():
+            if a != b:
+                raise UserError(f"the student's {name} is {a}, that of the teacher {where} is {b}")
+
+    def check(self) -> None:
+        super().check()
+        sampling.check(student_sampler(self, self.student_steps), self.model.schedule)
+        if self.teacher_train_steps < 0:
+            raise UserError(f"--teacher-train-steps is {self.teacher_train_steps}; give 0 or more")
+        if self.teacher_train_steps and self.teacher != "train":
+            raise UserError("--teacher-train-steps goes with --teacher=train")
+
+
+def student_sampler(config: Distilled, steps: int) -> Sampler:
+    """Few steps at the timesteps that the student was trained at, noising again between them."""
+    return Sampler(solver="euler_ancestral", spacing=config.spacing, steps=steps)
+
+
+def samplers(config: Distilled) -> dict[str, Sampler]:
+    """Samplers of the student, by title, the default first: one step, and all its trained steps."""
+    return {
+        f"{n} step{'s' * (n > 1)}": student_sampler(config, n)
+        for n in sorted({1, config.student_steps})
+    }
+
+
+def measured_steps(config: Distilled) -> tuple[int, ...]:
+    """Numbers of steps at which the samples are worth measuring."""
+    return tuple(n for n in (4, 2, 1) if n <= config.student_steps)
+
+
+def weights(config: Distilled, state: State, frozen: Any) -> denoiser.Weights:
+    """What sampling the student needs: its averaged network and the teacher's text encoder."""
+    del config
+    return {"text": frozen["text"], "denoiser": state.ema["student"]}
+
+
+def shown(
+    config: Distilled, state: State, frozen: Any
+) -> list[tuple[str, denoiser.Weights, Sampler]]:
+    """What the sample grids show: title, weights, sampler, of the teacher and the student."""
+    teacher = {"text": frozen["text"], "denoiser": frozen["teacher"]}
+    many = config.iterative
+    student = weights(config, state, frozen)
+    return [
+        (f"teacher, {many.steps} steps", teacher, many),
+        ("teacher, 1 step", teacher, Sampler(steps=1)),
+        *((f"student, {title}", student, how) for title, how in samplers(config).items()),
+    ]
+
+
+def _shape(config: Any) -> Denoiser:
+    """The denoiser without what only the data decide."""
+    return dataclasses.replace(
+        config.model, text=dataclasses.replace(config.model.text, vocabulary=0)
+    )
