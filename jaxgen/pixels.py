@@ -16,8 +16,13 @@ def to_uint8(image: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
 
 
 def mirrored(
-    key: PRNGKeyArray, image: Float[Array, "b h w c"], share: float = 0.5
+    key: PRNGKeyArray,
+    image: Float[Array, "b h w c"],
+    mirror_image: Float[Array, "b h w c"] | None = None,
 ) -> Float[Array, "b h w c"]:
-    """Images of which a `share`, drawn one by one, is mirrored left to right."""
-    mirror = jax.random.bernoulli(key, share, (len(image), 1, 1, 1))
-    return jnp.where(mirror, image[:, :, ::-1], image)
+    """Images of which one half, drawn one by one, is mirrored left to right.
+
+    Where an image's code stands in its place, that of the mirror image must be given.
+    """
+    mirror = jax.random.bernoulli(key, 0.5, (len(image), 1, 1, 1))
+    return jnp.where(mirror, image[:, :, ::-1] if mirror_image is None else mirror_image, image)

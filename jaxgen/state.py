@@ -1,7 +1,8 @@
 """What a run trains and saves, and how its randomness is derived."""
 
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -11,6 +12,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 Metrics = dict[str, Float[Array, ""]]
 Batch = dict[str, Array]
+
+
+class Once(NamedTuple):
+    """What a method computes of each picture but once, before training, for its batches."""
+
+    describes: str
+    """Everything beside weights and pictures on which the result depends."""
+    weights: Any
+    compute: Callable[[Any, Array], dict[str, Array]]
+    """From the weights and uint8 images [b, h, w, 3] to arrays [b, ...], by their batch names."""
 
 
 class State(flax.struct.PyTreeNode):

@@ -1,7 +1,7 @@
 """Batches: the n-th one is a function of the source, the seed and n, and of nothing else."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import numpy as np
@@ -22,6 +22,7 @@ def batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    beside: Mapping[str, np.ndarray] | None = None,
 ) -> grain.MapDataset:
     """An endless data set whose n-th element is this process's part of the n-th batch.
 
@@ -29,7 +30,8 @@ def batches(
     b = batch / process_count. Every epoch visits every picture once, in an order of its own, and
     draws one caption of each; batches run on across the end of an epoch. Row i of the whole batch
     goes to process i // b, so that the processes' parts, joined in order, are what one process
-    alone would have read. `encode` turns all captions into token ids, once, here.
+    alone would have read. `encode` turns all captions into token ids, once, here. `beside` has more
+    fields of a batch: arrays with a row for each picture.
 
     Raises `UserError` for an empty source, a `batch` that the processes cannot share equally, and
     a `seed` outside 0 to 2**32 - 1.
@@ -63,6 +65,7 @@ def batches(
             "image": np.stack([source.images[row] for row in rows]),
             "caption": tokens[first[rows] + (draw * counts[rows]).astype(int)],
             "label": source.label_ids[rows],
+            **{name: np.asarray(array[rows]) for name, array in (beside or {}).items()},
         }
 
     return grain.MapDataset.range(ENDLESS).map(read)
