@@ -1,7 +1,7 @@
 """Between pixels and the codes that are diffused in their place (Rombach et al. 2022, section 3.1).
 
-A codec's weights are {"autoencoder": ..., "scale": ...}: its codes have unit deviation over the
-pictures that it was trained on.
+A codec's weights are the autoencoder's parameters and `scale`, by which its codes have unit
+deviation over the pictures that it was trained on.
 """
 
 from typing import Any
@@ -21,13 +21,12 @@ def init(config: AutoencoderConfig, key: PRNGKeyArray) -> Weights:
     """Fresh weights of the right shapes, with a scale of 1."""
     side = 2 * config.factor
     image = jnp.zeros((1, side, side, config.channels))
-    return {"autoencoder": Autoencoder(config).init(key, image)["params"], "scale": jnp.ones(())}
+    return {**Autoencoder(config).init(key, image)["params"], "scale": jnp.ones(())}
 
 
 def encode(config: AutoencoderConfig, weights: Weights, image: Images) -> Codes:
     """The codes of images in [-1, 1]: the mean of each one's posterior, scaled."""
-    params = {"params": weights["autoencoder"]}
-    posterior: Any = Autoencoder(config).apply(params, image, method="encode")
+    posterior: Any = Autoencoder(config).apply({"params": weights}, image, method="encode")
     return weights["scale"] * posterior.mean
 
 
@@ -39,7 +38,7 @@ def decode(config: AutoencoderConfig, weights: Weights, codes: Codes) -> Images:
     """
 
     def run(weights: Weights, codes: Codes) -> Images:
-        params = {"params": weights["autoencoder"]}
-        return Autoencoder(config).apply(params, codes / weights["scale"], method="decode")  # pyright: ignore[reportReturnType]
+        latent = codes / weights["scale"]
+        return Autoencoder(config).apply({"params": weights}, latent, method="decode")  # pyright: ignore[reportReturnType]
 
     return jax.checkpoint(run)(weights, codes)

@@ -7,7 +7,7 @@ over tokens, so that neither weight depends on the size of the image.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,19 @@ from jaxgen.diffusion.distillation import Weighting
 from jaxgen.errors import UserError
 from jaxgen.methods.distilled import (
     Distilled,
+    frozen_teacher,
     measured_steps,
     samplers,
     shown,
     student_sampler,
+    teacher_shapes,
     weights,
 )
-from jaxgen.methods.text_to_image import check_sampler, sample, seen_words
+from jaxgen.methods.text_to_image import check_sampler, clean, decoded, once, sample, seen_words
 from jaxgen.models import judge as judges
 from jaxgen.models.augment import POLICIES, diffaug, resize_area
 from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.judge import Judge, JudgeConfig
-from jaxgen.pixels import mirrored, to_unit
 from jaxgen.state import Batch, Metrics, State, moving_average, stream
 from jaxgen.text.encoder import TextFeatures
 
@@ -44,6 +45,7 @@ Conditions = tuple[Float[Array, "b d"], Float[Array, "b e"]]  # caption, real im
 __all__ = [  # shared functions of this method
     "check_sampler",
     "measured_steps",
+    "once",
     "sample",
     "samplers",
     "seen_words",
@@ -64,6 +66,9 @@ class Add(Distilled):
     distillation: float = 2.5
     """λ, the weight of the distance to the teacher; 0 trains by the judge alone. The paper's 2.5
     goes with its judge: compare adversarial_gradient and distillation_gradient in the metrics."""
+    distance: Literal["pixels", "latents"] = "pixels"
+    """Where that distance is taken: between pictures, through the frozen decoder, or between codes,
+    which saves the decoder's second pass. The same thing without a codec."""
     weighting: Weighting = "exponential"
     """c(t): exponential α_t; sds; or nfsd, noise-free score distillation."""
     teacher_range: tuple[float, float] = (0.0, 1.0)
@@ -115,17 +120,14 @@ class Add(Distilled):
 
 def frozen(config: Add, filled: dict[str, Any]) -> dict[str, Any]:
     """The teacher's two networks and the judge's eyes, from the networks found for the roles."""
-    teacher = filled["teacher"].weights
-    return {"teacher": teacher["denoiser"], "text": teacher["text"], "eyes": filled["features"]}
+    return {**frozen_teacher(config, filled), "eyes": filled["features"]}
 
 
 def frozen_shapes(config: Add) -> dict[str, Any]:
     """A tree of the shapes of `frozen`, for planning."""
-    key = jax.random.key(0)
-    teacher = denoiser.init(config.model, config.data.size, key)
     image = jnp.zeros((1, config.judge.resize, config.judge.resize, 3))
-    eyes = EfficientNetLite0().init(key, image)
-    return {"teacher": teacher["denoiser"], "text": teacher["text"], "eyes": eyes}
+    eyes = EfficientNetLite0().init(jax.random.key(0), image)
+    return {**teacher_shapes(config), "eyes": eyes}
 
 
 def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
@@ -133,8 +135,8 @@ def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
     student_key, judge_key = jax.random.split(key)
     student = jax.tree.map(jnp.copy, frozen["teacher"])
     if config.initialise == "random":
-        student = denoiser.init(config.model, config.data.size, student_key)["denoiser"]
-    image = jnp.zeros((2, config.data.size, config.data.size, config.model.backbone.channels))
+        student = denoiser.init(config.model, config.side, student_key)["denoiser"]
+    image = jnp.zeros((2, config.data.size, config.data.size, 3))
     caption = jnp.zeros((2, config.model.text.length), jnp.int32)
     features, c_img = look(config, frozen["eyes"], image)
     c_text = denoiser.encode(config.model, frozen["text"], caption).pooled
@@ -153,16 +155,14 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
 
     The student and the feature network each run forward once; both updates use what came out.
     Metrics: the losses with their terms, the shares of logits that say real, gradient norms. Those
-    of the two terms are at the student's pixels, weights included: which of them leads is seen
-    there and nowhere else.
+    of the two terms are at the student's pixels (its codes, where the distance is between codes),
+    weights included: which of them leads is seen there and nowhere else.
     """
 
     def random(name: str) -> PRNGKeyArray:
         return stream(config.seed, state.step, name)
 
-    x0 = to_unit(batch["image"])
-    if config.data.flip:
-        x0 = mirrored(random("flip"), x0)
+    image, x0 = clean(config, frozen, batch, random("flip"))
     text = jax.lax.stop_gradient(denoiser.encode(config.model, frozen["text"], batch["caption"]))
 
     s = student_timesteps(config, random("student timestep"), len(x0))
@@ -172,6 +172,7 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
         return denoiser.predict_x0(config.model, params, x_s, s, text)
 
     fake, student_vjp = jax.vjp(student, state.params["student"])
+    picture, decoder_vjp = jax.vjp(lambda codes: decoded(config, frozen, codes), fake)
 
     # The judge: hinge on real and fake, and R1 (eq. 3).
     policy = config.judge.augment
@@ -181,10 +182,11 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
 
     # One pass for the real images twice, augmented to be judged and as they are to condition on;
     # an image's two rows are neighbours, so that sharding keeps them together.
-    real = rearrange([diffaug(random("augment real"), x0, policy), x0], "two b ... -> (b two) ...")
+    real = [diffaug(random("augment real"), image, policy), image]
+    real = rearrange(real, "two b ... -> (b two) ...")
     features, vectors = look(config, frozen["eyes"], real)
     real_features, conditions = [tokens[::2] for tokens in features], (text.pooled, vectors[1::2])
-    fake_features, eyes_vjp = jax.vjp(seen, fake)
+    fake_features, eyes_vjp = jax.vjp(seen, picture)
 
     def judge_loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
         return loss_of_judge(config, params, real_features, fake_features, conditions)
@@ -208,13 +210,21 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     noise = jax.random.normal(random("teacher noise"), x0.shape)
     target = teacher_target(config, frozen, fake, noise, t, text)
 
-    def distance(fake: Images) -> Float[Array, ""]:
-        return distillation.loss(config.model.schedule, config.weighting, fake, target, t)
+    in_pixels = config.distance == "pixels"
+    if not in_pixels:
+        (verdict_gradient,) = decoder_vjp(verdict_gradient)
+    goal = decoded(config, frozen, target) if in_pixels else target
 
-    distilled, distance_gradient = jax.value_and_grad(distance)(fake)
+    def distance(made: Images) -> Float[Array, ""]:
+        return distillation.loss(config.model.schedule, config.weighting, made, goal, t)
+
+    distilled, distance_gradient = jax.value_and_grad(distance)(picture if in_pixels else fake)
     verdict_gradient *= config.adversarial
     distance_gradient *= config.distillation
-    (gradient,) = student_vjp(verdict_gradient + distance_gradient)
+    gradient = verdict_gradient + distance_gradient
+    if in_pixels:
+        (gradient,) = decoder_vjp(gradient)
+    (gradient,) = student_vjp(gradient)
     student_params, student_opt, student_norm = optimizer.apply(
         optimizers["student"], gradient, state.opt_state["student"], state.params["student"]
     )

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+import jax
+
 from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.diffusion import denoiser
@@ -10,7 +12,7 @@ from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
-from jaxgen.methods.text_to_image import TextToImage
+from jaxgen.methods.text_to_image import TextToImage, codec_shapes
 from jaxgen.state import State
 
 
@@ -31,7 +33,7 @@ class Distilled(TextToImage):
     """Which timesteps those are: 999, 749, 499, 249, or Stability's 999, 899, 799, 699."""
 
     def roles(self) -> dict[str, str]:
-        return {"teacher": self.teacher}
+        return {"teacher": self.teacher}  # whose weights hold the codec, if there is one
 
     def stage(self, role: str) -> Experiment:
         config: Any = configs.load(self.teacher_config)
@@ -42,6 +44,7 @@ class Distilled(TextToImage):
             config,
             data=self.data,
             model=self.model,
+            autoencoder=self.autoencoder,
             train=train,
             seed=self.seed,
             mesh=self.mesh,
@@ -54,7 +57,10 @@ class Distilled(TextToImage):
         if not isinstance(getattr(other, "model", None), Denoiser):
             raise UserError(f"--teacher {where} is no diffusion model but {other.name!r}")
         mine, its = _shape(self), _shape(other)
-        unlike = {"data.size": (self.data.size, other.data.size)}
+        unlike = {
+            "data.size": (self.data.size, other.data.size),
+            "autoencoder": tuple(c.autoencoder if c.codec else "none" for c in (self, other)),
+        }
         for field in dataclasses.fields(mine):
             unlike[f"model.{field.name}"] = (getattr(mine, field.name), getattr(its, field.name))
         for name, (a, b) in unlike.items():
@@ -89,16 +95,35 @@ def measured_steps(config: Distilled) -> tuple[int, ...]:
 
 
 def weights(config: Distilled, state: State, frozen: Any) -> denoiser.Weights:
-    """What sampling the student needs: its averaged network and the teacher's text encoder."""
-    del config
-    return {"text": frozen["text"], "denoiser": state.ema["student"]}
+    """What sampling the student needs: its averaged network, what else it has of its teacher."""
+    return as_sampled(config, frozen, state.ema["student"])
+
+
+def as_sampled(config: Distilled, frozen: Any, network: Any) -> denoiser.Weights:
+    """The weights that sampling takes, with `network` as the denoiser."""
+    codec = {"codec": frozen["codec"]} if config.codec else {}
+    return {"text": frozen["text"], "denoiser": network, **codec}
+
+
+def frozen_teacher(config: Distilled, filled: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's networks, and its codec if it has one, from what was found for the role."""
+    teacher = filled["teacher"].weights
+    codec = {"codec": teacher["codec"]} if config.codec else {}
+    return {"teacher": teacher["denoiser"], "text": teacher["text"], **codec}
+
+
+def teacher_shapes(config: Distilled) -> dict[str, Any]:
+    """A tree of the shapes of `frozen_teacher`, for planning."""
+    teacher = denoiser.init(config.model, config.side, jax.random.key(0))
+    found = {"teacher": teacher["denoiser"], "text": teacher["text"]}
+    return found | codec_shapes(config)
 
 
 def shown(
     config: Distilled, state: State, frozen: Any
 ) -> list[tuple[str, denoiser.Weights, Sampler]]:
     """What the sample grids show: title, weights, sampler, of the teacher and the student."""
-    teacher = {"text": frozen["text"], "denoiser": frozen["teacher"]}
+    teacher = as_sampled(config, frozen, frozen["teacher"])
     many = config.iterative
     student = weights(config, state, frozen)
     return [
