@@ -3,16 +3,13 @@
 import dataclasses
 import functools
 import sys
-import warnings
-from pathlib import Path
 
 import numpy as np
 import tyro
-from jaxtyping import UInt8
 
 from jaxgen import config as configs
 from jaxgen import methods, stages
-from jaxgen.data.picture import UnreadableError, decode
+from jaxgen.data.picture import open_picture
 from jaxgen.errors import UserError, reported
 from jaxgen.runtime import classes
 from jaxgen.runtime import mesh as meshes
@@ -47,7 +44,7 @@ def main() -> None:
             raise UserError(
                 f"{options.run} is a {methods.name(loaded.config)} run: it tells no classes"
             )
-        images = np.stack([_decoded(file, loaded.config.data.size) for file in options.images])
+        images = np.stack([open_picture(file, loaded.config.data.size) for file in options.images])
         predict = functools.partial(method.predict, loaded.config)
         mesh = meshes.dividing(batch)
         with stages.fitting(loaded):
@@ -65,17 +62,6 @@ def main() -> None:
 
 def _say(line: str) -> None:
     print(f"jaxgen: {line}", file=sys.stderr)
-
-
-def _decoded(file: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    if not Path(file).is_file():
-        raise UserError(f"{file} is no file; check the path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata that does not matter
-            return decode(Path(file), size)
-    except UnreadableError as error:
-        raise UserError(f"{file} cannot be read as a picture: {error}") from error
 
 
 if __name__ == "__main__":

@@ -186,6 +186,7 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "recall": ("recall", 100, 0),
     "density": ("density", 100, 0),
     "coverage": ("coverage", 100, 0),
+    "modes": ("modes", 100, 0),
     "told": ("expert", 100, 0),
     "R@1": ("retrieval@1", 100, 0),
     "R@5": ("retrieval@5", 100, 0),
@@ -203,7 +204,8 @@ def _tables(rows: Sequence[Row], floor: dict[str, Estimate], sources: tuple[Sour
         own = [row for row in rows if row.captions == captions]
         lines = [["", "s/image", "calls", *columns]]
         for row in own:
-            cost = [f"{row.seconds:.4f}", str(network_calls(row.sampler))]
+            calls = network_calls(row.sampler) if row.sampler else 1
+            cost = [f"{row.seconds:.4f}", str(calls)]
             lines.append([row.title, *cost, *_cells(row.found, columns)])
         if captions == HELD_OUT:
             lines.append(["as many held-out real images", "", "", *_cells(floor, columns)])
@@ -220,6 +222,8 @@ def _tables(rows: Sequence[Row], floor: dict[str, Estimate], sources: tuple[Sour
         "shares in %, ± the longer side of the 95 % interval; told: held-out accuracy of the "
         "expert judge, 50 is fooled; R@1, 5, 10 by chance: "
         f"{chance[0]:.2f}, {chance[1]:.1f}, {chance[2]:.1f}; "
+        "modes: training images that are nearest to some sample, over those that as many even "
+        "draws would hit; "
         "nearest: distance to the nearest training image over that of held-out real images; "
         f"copied: as near as the nearest of those, {copied:.1f} by chance"
     )

@@ -40,7 +40,8 @@ class Row:
     """What one sampler of one run makes of one set of captions."""
 
     run: str
-    sampler: Sampler
+    sampler: Sampler | None
+    """None for an autoencoder, which gives back the pictures that the captions belong to."""
     captions: str
     """training or held-out."""
     count: int
@@ -52,6 +53,8 @@ class Row:
     @property
     def title(self) -> str:
         """Run and sampler, short."""
+        if self.sampler is None:
+            return f"{self.run}, reconstructed"
         guided = f", guidance {self.sampler.guidance:g}" if self.sampler.guidance != 1 else ""
         return f"{self.run}, {self.sampler.steps} step{'s' * (self.sampler.steps > 1)}{guided}"
 
@@ -159,10 +162,30 @@ def drawn(
     return np.concatenate(images)[: len(ids)], seconds
 
 
+def reconstructed(
+    loaded: Loaded, images: UInt8[np.ndarray, "m h w 3"]
+) -> tuple[UInt8[np.ndarray, "m h w 3"], float]:
+    """The images through an autoencoder's codes and back, and the seconds that one took."""
+    reconstruct = functools.partial(methods.of(loaded.config).reconstruct, loaded.config)
+    mesh = meshes.dividing(BATCH)
+    weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
+    full = np.concatenate([images, np.repeat(images[-1:], -len(images) % BATCH, axis=0)])
+    blocks = [
+        jax.device_put(full[start : start + BATCH], meshes.over_batch(mesh))
+        for start in range(0, len(full), BATCH)
+    ]
+    with stages.fitting(loaded):
+        compiled = jax.jit(reconstruct).lower(weights, blocks[0]).compile()
+    begun = time.monotonic()
+    back = [np.asarray(compiled(weights, block)) for block in blocks]
+    seconds = (time.monotonic() - begun) / len(full)
+    return np.concatenate(back)[: len(images)], seconds
+
+
 def rows(
     loaded: Loaded,
     name: str,
-    how: Sequence[Sampler],
+    how: Sequence[Sampler | None],
     sources: tuple[Source, Source],
     real: Real,
     network: FeatureNetwork,
@@ -175,8 +198,12 @@ def rows(
         HELD_OUT: asked(loaded, sources[1], real.training, most, seed),
     }
     ids = np.concatenate([wanted.ids for wanted in sets.values()])
+    own = np.concatenate([wanted.own for wanted in sets.values()])
     for sampler in how:
-        images, seconds = drawn(loaded, sampler, ids, seed)
+        if sampler is None:
+            images, seconds = reconstructed(loaded, real.all.images[own])
+        else:
+            images, seconds = drawn(loaded, sampler, ids, seed)
         samples = Pictures(images, network.features(images))
         found, start = [], 0
         for captions, wanted in sets.items():
@@ -201,9 +228,21 @@ def _cmmd(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"]) -> Est
     return Estimate(value, value - NORMAL_95 * error, value + NORMAL_95 * error)
 
 
-def samplers(config: Experiment, steps: Sequence[int], guidance: float | None) -> list[Sampler]:
-    """The method's own sampler at each number of steps; UserError where it cannot be."""
+def samplers(
+    config: Experiment, steps: Sequence[int], guidance: float | None
+) -> list[Sampler] | list[None]:
+    """The method's own sampler at each number of steps; UserError where it cannot be.
+
+    An autoencoder has none and reconstructs: [None].
+    """
     method: Any = methods.of(config)
+    if hasattr(method, "reconstruct"):
+        if steps or guidance is not None:
+            raise UserError(
+                f"a run of {methods.name(config)} takes no sampling steps; leave --steps and "
+                "--guidance out"
+            )
+        return [None]
     if not hasattr(method, "sample"):
         raise UserError(f"a run of {methods.name(config)} makes no samples to measure")
     usual = next(iter(method.samplers(config).values()))
@@ -221,8 +260,8 @@ def as_json(row: Row, network: FeatureNetwork) -> dict[str, Any]:
     return {
         "run": row.run,
         "captions": row.captions,
-        "sampler": dataclasses.asdict(row.sampler),
-        "network_calls": sampling.network_calls(row.sampler),
+        "sampler": dataclasses.asdict(row.sampler) if row.sampler else None,
+        "network_calls": sampling.network_calls(row.sampler) if row.sampler else 1,
         "seconds_per_image": row.seconds,
         "batch": BATCH,
         "metrics": {f"{name} {which}": value._asdict() for name, value in row.found.items()},

@@ -13,11 +13,14 @@ from PIL import Image
 
 from jaxgen import config as configs
 from jaxgen import methods, stages
+from jaxgen.data.picture import open_picture
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import pictures
 from jaxgen.text import tokenizer as words
+
+LINE = 7  # pictures on the line between two codes, both ends among them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Options:
     """Folder of a run, finished or not, or shipped:NAME: weights that come with jaxgen."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to draw, in English or French; give it several times for several images."""
+    image: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """For an autoencoder in the prompt's place: a picture to reconstruct; of several, the line
+    from each one's code to the next one's is drawn too."""
     out: str = "sample.png"
     """PNG file to write: the image itself, or for several prompts a sheet with captions."""
     steps: int | None = None
@@ -41,8 +47,10 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for options that are wrong whatever the run is."""
-        if not self.prompt:
+        if not (self.prompt or self.image):
             raise UserError('--prompt is missing; say what to draw: --prompt "un cœur rouge"')
+        if self.prompt and self.image:
+            raise UserError("--prompt draws and --image reconstructs; give one of them")
         if Path(self.out).suffix.lower() != ".png":
             raise UserError(f"--out {self.out} is no .png file name")
         if not 0 <= self.seed < 2**32:
@@ -55,9 +63,17 @@ def main() -> None:
         out = Path(options.out)
         _writable(out)
         folder = stages.run_folder(options.run)
-        meshes.prepare(len(options.prompt), stages.compiled_beside(folder))
+        meshes.prepare(len(options.prompt or options.image), stages.compiled_beside(folder))
         loaded = stages.read_unfinished(folder, _say)
         method = methods.of(loaded.config)
+        if hasattr(method, "reconstruct"):
+            _reconstruct(loaded, method, options, out)
+            return
+        if options.image:
+            raise UserError(
+                f"{options.run} is a {methods.name(loaded.config)} run, which draws from a "
+                "--prompt; --image is for an autoencoder (vae)"
+            )
         if not hasattr(method, "sample"):
             raise UserError(
                 f"{options.run} is a {methods.name(loaded.config)} run: it draws nothing"
@@ -76,6 +92,36 @@ def main() -> None:
             f"{out}: {len(images)} image(s) of {images.shape[2]} x {images.shape[1]} pixels, "
             f"{sampler.steps} step(s), {seconds:.2f} s after {first:.1f} s of compiling"
         )
+
+
+def _reconstruct(loaded: stages.Loaded, method, options: Options, out: Path) -> None:
+    """A sheet of pictures as they are and as they come back, and the lines between their codes."""
+    if not options.image:
+        raise UserError(
+            f"{options.run} is a {methods.name(loaded.config)} run: it reconstructs pictures; "
+            "name some with --image"
+        )
+    for name in ("steps", "guidance", "solver", "spacing"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} has no meaning for an autoencoder; leave it out")
+    images = np.stack([open_picture(file, loaded.config.data.size) for file in options.image])
+    files = [Path(file).name for file in options.image]
+    with stages.fitting(loaded):
+        back = np.asarray(
+            jax.jit(functools.partial(method.reconstruct, loaded.config))(loaded.weights, images)
+        )
+    error = np.mean((back / 255 - images / 255) ** 2, axis=(1, 2, 3))
+    scale = max(1, 128 // images.shape[1])
+    columns = [("picture", images), ("reconstruction", back)]
+    if len(images) > 1:
+        following = np.roll(images, -1, axis=0)
+        between = jax.jit(functools.partial(method.between, loaded.config), static_argnums=3)
+        line = np.asarray(between(loaded.weights, images, following, LINE))
+        files = [f"{a} to {b}" for a, b in zip(files, files[1:] + files[:1], strict=True)]
+        columns += [("", line[:, n]) for n in range(1, LINE)]
+    pictures.save(pictures.grid(columns, files, scale), out)
+    psnr = ", ".join(f"{-10 * np.log10(max(e, 1e-10)):.1f}" for e in error)
+    print(f"{out}: {len(images)} picture(s) reconstructed, PSNR {psnr} dB")
 
 
 def _say(line: str) -> None:

@@ -2,11 +2,14 @@
 
 import io
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxgen.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -45,6 +48,18 @@ def decode(file: Path | bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
         Image.DecompressionBombError,
     ) as error:
         raise UnreadableError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def open_picture(file: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The picture that a user names, as `decode` makes it; `UserError` where it cannot be used."""
+    if not Path(file).is_file():
+        raise UserError(f"{file} is no file; check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata that does not matter
+            return decode(Path(file), size)
+    except UnreadableError as error:
+        raise UserError(f"{file} cannot be read as a picture: {error}") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, UInt8
 
-from jaxgen.metrics import bootstrap, expert, frechet, kernel, memorisation, retrieval
+from jaxgen.metrics import bootstrap, expert, frechet, kernel, memorisation, modes, retrieval
 from jaxgen.metrics.bootstrap import NORMAL_95, Estimate
 from jaxgen.metrics.manifold import manifold
 
@@ -110,6 +110,13 @@ def likeness(
     )
     kid, error = kernel.kid(real, fake)
     near = manifold(real, fake, NEIGHBOURS)
+    covered = bootstrap.of_statistic(
+        lambda features: modes.modes_covered(features, real).share,
+        fake,
+        rng=rng,
+        groups=[own],
+        resamples=_RESAMPLES,
+    )
     samples = len(fake) if own is None else len(np.unique(own))
     return {
         "frechet": distance._replace(low=max(distance.low, 0.0)),
@@ -118,4 +125,5 @@ def likeness(
         "recall": bootstrap.of_share(near.recall, at_most=samples),
         "density": bootstrap.of_mean(near.density, rng, own),
         "coverage": bootstrap.of_share(near.coverage, at_most=samples),
+        "modes": covered._replace(low=max(covered.low, 0.0)),
     }
