@@ -314,8 +314,9 @@ def _renamed(state, of: str, to: str) -> dict[str, np.ndarray]:
 
 def _assert_agree(actual, torch_image: torch.Tensor) -> None:
     expected = torch_image.permute(0, 2, 3, 1).numpy()
-    assert np.std(expected) > 0.1
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.std(expected))
+    spread = float(np.std(expected))
+    assert spread > 0.1
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * spread)
 
 
 def _inputs(c: DiTConfig) -> list[jax.ShapeDtypeStruct]:
