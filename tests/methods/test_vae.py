@@ -1,0 +1,301 @@
+"""The autoencoder's training: each term, who pulls how hard, and what the codes are."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.config import Data, Optimizer, Train
+from jaxgen.errors import UserError
+from jaxgen.methods import vae
+from jaxgen.methods.vae import Vae
+from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig, Posterior
+from jaxgen.models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorConfig
+from jaxgen.pixels import to_unit
+from jaxgen.state import stream
+from jaxgen.weights import files
+from jaxgen.weights.efficientnet import load_efficientnet_lite0
+
+CONFIG = Vae(
+    name="tiny",
+    data=Data(size=16),
+    autoencoder=AutoencoderConfig(
+        patch=2, block_out=(8, 8), layers=1, groups=4, mid_attention=False
+    ),
+    kl=1e-3,
+    taps=(0,),
+    adversarial=0.7,
+    adversarial_from=0.1,
+    discriminator=PatchDiscriminatorConfig(width=8, layers=1),
+    train=Train(steps=100, batch=8, ema=0.9),
+    optimizer=Optimizer(learning_rate=5e-3, warmup=0),
+    discriminator_optimizer=Optimizer(learning_rate=1e-3, warmup=0),
+)
+PLAIN = dataclasses.replace(CONFIG, kl=0.0, perceptual=0.0, adversarial=0.0)
+JOINED = 50  # a step at which the discriminator plays
+
+
+@pytest.fixture(scope="module")
+def eyes():
+    return {"eyes": load_efficientnet_lite0()}
+
+
+@pytest.fixture(scope="module")
+def state(eyes):
+    return jax.jit(functools.partial(vae.init, CONFIG))(eyes, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def step():
+    return jax.jit(functools.partial(vae.train_step, CONFIG))
+
+
+@pytest.fixture(scope="module")
+def plain_step():
+    """Of the plain autoencoder, the seed an argument."""
+    return jax.jit(
+        lambda seed, s, b: vae.train_step(dataclasses.replace(PLAIN, seed=seed), s, {}, b)
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(plain_step, batch):
+    """The plain autoencoder after 60 steps on one batch, and the first and last metrics."""
+    state = jax.jit(functools.partial(vae.init, PLAIN))({}, jax.random.key(0))
+    told = []
+    for _ in range(60):
+        state, metrics = plain_step(0, state, batch)
+        told.append(metrics)
+    return state, told[0], told[-1]
+
+
+def at(state, step: int):
+    return state.replace(step=jnp.asarray(step, jnp.int32))
+
+
+def same(a, b) -> bool:
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_the_perceptual_distance_is_that_of_unit_vectors() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(2, 4, 4, 5), (2, 2, 2, 7)]
+    a, b = ([rng.normal(size=shape) for shape in shapes] for _ in range(2))
+    expected = 0.0
+    for x, y in zip(a, b, strict=True):
+        cosine = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+        expected += (2 - 2 * cosine).mean() / 2
+    np.testing.assert_allclose(vae.perceptual_distance(a, b), expected, rtol=1e-5)
+    stronger = [3 * x for x in a]
+    np.testing.assert_allclose(vae.perceptual_distance(stronger, b), expected, rtol=1e-5)
+    flat = [jnp.zeros_like(x) for x in a]
+    gradient = jax.grad(lambda x: vae.perceptual_distance(x, flat))(flat)
+    assert all(np.isfinite(g).all() for g in gradient), "features may all be 0"
+
+
+def test_the_kl_divergence_of_two_gaussians() -> None:
+    """Against the integral of q·log(q/p) by quadrature, in float64."""
+    mean, log_variance = np.array([0.0, 1.5, -2.0]), np.array([0.0, -3.0, 1.0])
+    x = np.linspace(-30, 30, 200_001)[:, None]
+    log_q = -0.5 * ((x - mean) ** 2 / np.exp(log_variance) + log_variance)
+    log_p = -0.5 * x**2
+    density = np.exp(log_q) / np.sqrt(2 * np.pi)
+    each = np.trapezoid(density * (log_q - log_p), x[:, 0], axis=0)
+    assert each[0] == pytest.approx(0, abs=1e-9)
+    two = [np.stack([v, np.zeros(3)]).reshape(2, 1, 3, 1) for v in (mean, log_variance)]
+    found = Posterior(*map(jnp.asarray, two))
+    np.testing.assert_allclose(found.kl(), [each.sum(), 0], rtol=1e-5)
+    np.testing.assert_allclose(vae.kl_loss(found, 48), each.sum() / 2 / 48, rtol=1e-5)
+
+
+def test_the_adaptive_weight_of_a_linear_decoder_by_hand() -> None:
+    """Image h·w of one number: rec |h·w - x|, verdict -c·(h·w), so ∇rec = ±h and ∇adv = -c·h."""
+    h, c = np.array([3.0, 4.0]), 2.0
+    of_rec, of_adv = h, -c * h
+    np.testing.assert_allclose(vae.adaptive_weight(of_rec, of_adv), 5 / (10 + 1e-4), rtol=1e-6)
+    np.testing.assert_allclose(vae.adaptive_weight(of_rec, 0 * h), 1e4)
+    assert vae.adaptive_weight(0 * h, 0 * h) == 0
+
+
+def test_psnr() -> None:
+    real = np.zeros((2, 4, 4, 3))
+    image = np.stack([real[0] + 0.2, real[1]])
+    np.testing.assert_allclose(vae.psnr(image, real), [20, 100], rtol=1e-5)
+
+
+def test_a_step_follows_the_gradient_of_the_whole_loss(eyes, state, batch, step) -> None:
+    """What train_step says of itself, against each loss written out and differentiated plainly."""
+    before = at(state, JOINED)
+    real, params = to_unit(batch["image"]), before.params
+    key = stream(CONFIG.seed, before.step, "posterior")
+    pixels, (b, _, _, _) = 16 * 16 * 3, real.shape
+
+    def autoencoded(params):
+        posterior = vae.posterior(CONFIG, params, real)
+        latent = posterior.sample(key)
+        image = Autoencoder(CONFIG.autoencoder).apply({"params": params}, latent, method="decode")
+        return image, posterior
+
+    def judged(params, image):
+        return PatchDiscriminator(CONFIG.discriminator).apply({"params": params}, image)
+
+    def reconstruction(params):
+        return vae.reconstruction_loss(CONFIG, eyes, autoencoded(params)[0], real)[0]
+
+    def verdict(params):
+        return -jnp.mean(judged(before.params["discriminator"], autoencoded(params)[0]))
+
+    def divergence(params):
+        mean, log_variance = autoencoded(params)[1]
+        return jnp.sum(mean**2 + jnp.exp(log_variance) - 1 - log_variance) / 2 / b / pixels
+
+    def hinge(params, fake):
+        on_real, on_fake = judged(params, real), judged(params, fake)
+        relu = jax.nn.relu
+        return (jnp.mean(relu(1 - on_real)) + jnp.mean(relu(1 + on_fake))) / 2
+
+    @jax.jit
+    def written_out(params):
+        losses = {"rec": reconstruction, "adv": verdict, "kl": divergence}
+        found = {k: jax.value_and_grad(f)(params["autoencoder"]) for k, f in losses.items()}
+        values = {name: value for name, (value, _) in found.items()}
+        gradients = {name: gradient for name, (_, gradient) in found.items()}
+        last = {
+            n: jnp.linalg.norm(g["decoder"]["conv_out"]["kernel"]) for n, g in gradients.items()
+        }
+        adaptive = last["rec"] / (last["adv"] + 1e-4)
+        weights = {"rec": 1.0, "adv": CONFIG.adversarial * adaptive, "kl": CONFIG.kl}
+        total = jax.tree.map(
+            lambda *leaves: sum(w * g for w, g in zip(weights.values(), leaves, strict=True)),
+            *(gradients[name] for name in weights),
+        )
+        fake = jax.lax.stop_gradient(autoencoded(params["autoencoder"])[0])
+        played = jax.value_and_grad(hinge)(params["discriminator"], fake)
+        norms = [
+            jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(g))) for g in (total, played[1])
+        ]
+        loss = sum(weights[name] * values[name] for name in weights)
+        return {
+            "loss": loss,
+            "adaptive_weight": adaptive,
+            "adversarial": values["adv"],
+            "kl": values["kl"],
+            "discriminator": played[0],
+            "autoencoder_gradient": norms[0],
+            "discriminator_gradient": norms[1],
+        }  # fmt: skip
+
+    after, metrics = step(before, eyes, batch)
+    for name, expected in written_out(params).items():
+        assert abs(expected) > 1e-5, name
+        np.testing.assert_allclose(metrics[name], expected, rtol=2e-3, err_msg=name)
+    l1 = np.abs(np.float64(autoencoded(params["autoencoder"])[0]) - np.float64(real)).mean()
+    np.testing.assert_allclose(metrics["l1"], l1, rtol=1e-5)
+    for player in params:
+        assert not same(before.params[player], after.params[player])
+
+
+def test_the_discriminator_waits(eyes, state, batch, step) -> None:
+    after, metrics = step(at(state, 9), eyes, batch)
+    assert same(state.params["discriminator"], after.params["discriminator"])
+    assert same(state.opt_state["discriminator"], after.opt_state["discriminator"])
+    for name in ("adversarial", "discriminator", "adaptive_weight", "fake_believed"):
+        assert metrics[name] == 0
+    expected = metrics["l1"] + metrics["perceptual"] + CONFIG.kl * metrics["kl"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+    after, metrics = step(at(state, 10), eyes, batch)
+    assert not same(state.params["discriminator"], after.params["discriminator"])
+    assert metrics["discriminator"] > 0
+
+
+def test_one_batch_is_learnt_by_heart(trained) -> None:
+    state, first, last = trained
+    assert set(state.params) == {"autoencoder"}, "no weight, no player"
+    assert last["psnr"] > first["psnr"] + 8
+    assert last["l1"] < first["l1"] / 2
+
+
+def test_codes_have_unit_deviation_by_the_moments_kept(trained, batch) -> None:
+    """A moving average over changing weights, against all codes of the averaged weights at once."""
+    state, _, last = trained
+    weights = vae.weights(PLAIN, state, {})
+    codes = np.asarray(vae.encode(PLAIN, weights, to_unit(batch["image"])), np.float64)
+    assert codes.shape == (8, 4, 4, 4)
+    assert codes.std() == pytest.approx(1, abs=0.03)
+    assert abs(1 / weights["scale"] - 1) > 0.05, "or nothing was measured"
+    assert last["latent_std"] == pytest.approx(1 / float(weights["scale"]), rel=0.05)
+
+
+def test_only_a_variational_autoencoder_draws(
+    trained, plain_step, batch, step, state, eyes
+) -> None:
+    before = trained[0]
+    _, one = plain_step(0, before, batch)
+    _, other = plain_step(1, before, batch)
+    assert one["loss"] == other["loss"]
+    noisy = [
+        step(at(state, number), eyes, batch)[1]["l1"] for number in (0, 1)
+    ]  # the noise is all that differs
+    assert noisy[0] != noisy[1]
+    weights, image = vae.weights(PLAIN, before, {}), to_unit(batch["image"])
+    key = jax.random.key(0)
+    plain = vae.encode(PLAIN, weights, image)
+    np.testing.assert_array_equal(vae.encode_sampled(PLAIN, weights, key, image), plain)
+    drawn = vae.encode_sampled(CONFIG, weights, key, image)
+    assert np.abs(drawn - plain).max() > 0.01
+
+
+def test_lines_between_images_begin_and_end_with_them(trained, batch) -> None:
+    weights, image = vae.weights(PLAIN, trained[0], {}), batch["image"]
+    line = jax.jit(functools.partial(vae.between, PLAIN), static_argnums=3)(
+        weights, image, image[::-1], 5
+    )
+    assert line.shape == (8, 5, 16, 16, 3)
+    assert line.dtype == jnp.uint8
+    back = np.asarray(jax.jit(functools.partial(vae.reconstruct, PLAIN))(weights, image), np.int32)
+    assert np.abs(back - np.asarray(image, np.int32)).mean() < 30
+    for end, expected in ((0, back), (4, back[::-1])):
+        assert np.abs(np.asarray(line[:, end], np.int32) - expected).max() <= 1
+    np.testing.assert_array_equal(line[0, 2], line[7, 2])
+
+
+def test_weights_code_alike_after_a_stay_on_disk(trained, batch, tmp_path: Path) -> None:
+    weights, image = vae.weights(PLAIN, trained[0], {}), to_unit(batch["image"])
+    files.save(tmp_path / "weights.safetensors", weights, {})
+    again, _ = files.load(tmp_path / "weights.safetensors")
+    codes = [vae.encode(PLAIN, each, image) for each in (weights, again)]
+    np.testing.assert_array_equal(*codes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"l1": 0.0, "perceptual": 0.0}, "--l1 and --perceptual are both 0"),
+        ({"kl": -1.0}, "--kl is -1"),
+        ({"data": Data(size=18)}, "--data.size 18 is not a multiple of 4"),
+        ({"taps": (16,)}, "--taps"),
+        ({"features": "vgg"}, "--features 'vgg' is unknown; known: efficientnet-lite0"),
+        ({"adversarial_from": 1.0}, "--adversarial-from is 1.0"),
+        ({"autoencoder": AutoencoderConfig(channels=1)}, "--autoencoder.channels is 1"),
+        ({"discriminator": PatchDiscriminatorConfig(layers=3)}, "--data.size 16 is below 24"),
+    ],
+)
+def test_impossible_configs_are_refused(change, message: str) -> None:
+    CONFIG.check()
+    with pytest.raises(UserError, match=message) as refused:
+        dataclasses.replace(CONFIG, **change).check()
+    assert "\n" not in str(refused.value)
+
+
+def test_what_has_no_weight_is_not_asked_for(eyes) -> None:
+    assert CONFIG.roles() == {"features": "efficientnet-lite0"}
+    assert not PLAIN.roles()
+    assert not vae.frozen(PLAIN, {})
+    shapes = jax.eval_shape(lambda: vae.frozen_shapes(CONFIG))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, eyes)
