@@ -1,22 +1,41 @@
-"""Text-conditioned diffusion: loss, step, sample (Ho et al. 2020; Ho & Salimans 2022)."""
+"""Text-conditioned diffusion: loss, step, sample (Ho et al. 2020; Ho & Salimans 2022).
+
+From random weights, or from those of another run: all of them tuned, or a few adapters beside them
+(`jaxgen.models.lora`).
+"""
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxgen import optimizer
+from jaxgen import config as configs
+from jaxgen import methods, optimizer
+from jaxgen.config import Experiment
 from jaxgen.diffusion import denoiser, prediction
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
-from jaxgen.methods.text_to_image import TextToImage, check_sampler, sample, seen_words
-from jaxgen.pixels import mirrored, to_unit
+from jaxgen.methods import text_to_image
+from jaxgen.methods.text_to_image import (
+    TextToImage,
+    check_sampler,
+    clean,
+    codec_shapes,
+    frozen_codec,
+    once,
+)
+from jaxgen.models import judge, lora
+from jaxgen.models.lora import WORDS, Lora
 from jaxgen.state import Batch, Metrics, State, moving_average, stream
 
-__all__ = ["check_sampler", "sample", "seen_words"]  # shared functions of this method
+__all__ = ["check_sampler", "once"]  # shared functions of this method
+_FREE = (".vocabulary", ".dtype", ".remat")  # fields that weights do not depend on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,28 +47,105 @@ class Diffusion(TextToImage):
     edm), or logit-normally, which favours the middle (Esser et al. 2024, eq. 19)."""
     weight: prediction.Weight = "uniform"
     """Weight of the loss over timesteps, for an error measured in the network's own output."""
+    init_from: str = ""
+    """Weights to start from, and a codec with them: the folder of a finished run, or shipped, the
+    diffusion model that comes with jaxgen; empty: random ones."""
+    lora: Lora = Lora()
+    """What is trained in place of all weights, where they are given."""
+
+    @property
+    def fewest_pictures(self) -> int:
+        """Pictures below which training makes no sense."""
+        return 2 if self.init_from else 1
+
+    def roles(self) -> dict[str, str]:
+        if not self.init_from:
+            return super().roles()
+        return {"init_from": self.init_from}  # whose weights hold the codec, if there is one
+
+    def stage(self, role: str) -> Experiment:
+        """The config of the codec, or of the diffusion model that comes with jaxgen."""
+        return configs.load("diffusion") if role == "init_from" else super().stage(role)
+
+    def accept(self, role: str, other: Any, where: str) -> None:
+        if role != "init_from":
+            super().accept(role, other, where)
+            return
+        if not isinstance(other, TextToImage):
+            raise UserError(
+                f"--init-from {where} is a run of {methods.name(other)}, not of a diffusion model"
+            )
+        unlike = configs.differences(self, other)
+        mine, its = ("one" if config.codec else "none" for config in (self, other))
+        unlike["codec"] = mine, its
+        compared = ("codec", "model.", *(["autoencoder."] if self.codec else []))
+        unused = "model.unet." if self.model.network == "dit" else "model.dit."
+        for field, (mine, its) in unlike.items():
+            weighs = field.startswith(compared) and not field.startswith(unused)
+            if mine != its and weighs and not field.endswith(_FREE):
+                raise UserError(
+                    f"--init-from {where} has {field} {its}, this run has {mine}; start from "
+                    "another, or with the config of that one"
+                )
 
     def check(self) -> None:
         super().check()
         if not 0.0 <= self.drop_caption <= 1.0:
             raise UserError(f"--drop-caption is {self.drop_caption}; give a share from 0 to 1")
+        if self.init_from == "train" or self.init_from in (*configs.known(), *judge.FEATURES):
+            raise UserError(
+                f"--init-from {self.init_from!r} trains nothing first: give the folder of a "
+                "finished diffusion run, such as runs/diffusion, or shipped"
+            )
+        self.lora.check()
+        if self.lora.rank:
+            if not self.init_from:
+                raise UserError(
+                    f"--lora.rank {self.lora.rank} adapts weights that are there: say which by "
+                    "--init-from, a run's folder or shipped"
+                )
+            lora.matrices(self.lora, _shapes(self))
 
 
 def frozen(config: Diffusion, filled: dict[str, Any]) -> dict[str, Any]:
-    """Nothing: diffusion in pixels needs no other network."""
-    del config, filled
-    return {}
+    """The codec, if there is one, and the weights that training starts from, if these are given.
+
+    LoRA needs the latter at every step. Tuning all weights needs them only at its start and to show
+    what they drew, but holds them to the end: a fifth copy beside parameters, average and moments.
+    """
+    if not config.init_from:
+        return frozen_codec(config, filled)
+    found = filled["init_from"]
+    both = merged(found.config, found.weights)
+    base = {name: both[name] for name in ("text", "denoiser") if name in both}
+    base = _with_words(base, config.model.text.vocabulary)
+    if jax.tree.map(np.shape, base) != jax.tree.map(lambda leaf: leaf.shape, _shapes(config)):
+        raise UserError(
+            f"the weights in {found.folder} do not fit the config.json and tokenizer.json beside "
+            "them; copy all from one run"
+        )
+    return {"base": base} | ({"codec": both["codec"]} if config.codec else {})
 
 
 def frozen_shapes(config: Diffusion) -> dict[str, Any]:
     """A tree of the shapes of `frozen`, for planning."""
-    return frozen(config, {})
+    base = {"base": _fresh(config, jax.random.key(0))} if config.init_from else {}
+    return codec_shapes(config) | base
 
 
 def init(config: Diffusion, frozen: Any, key: PRNGKeyArray) -> State:
-    """A fresh state; the one player is the generator, text encoder and UNet together."""
-    del frozen
-    params = {"generator": denoiser.init(config.model, config.data.size, key)}
+    """A fresh state; the one player is the generator, text encoder and network together.
+
+    With LoRA its parameters are the adapters; else they start as the weights in `frozen`, or at
+    random.
+    """
+    if config.lora.rank:
+        generator = lora.init(config.lora, frozen["base"], key)
+    elif config.init_from:
+        generator = jax.tree.map(jnp.copy, frozen["base"])
+    else:
+        generator = _fresh(config, key)
+    params = {"generator": generator}
     adamw = optimizer.build(config.optimizer, config.train.steps)
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -61,16 +157,13 @@ def init(config: Diffusion, frozen: Any, key: PRNGKeyArray) -> State:
 
 def train_step(config: Diffusion, state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
     """One AdamW step on the denoising loss; metrics: loss, gradient norm."""
-    del frozen
-    x0 = to_unit(batch["image"])
-    if config.data.flip:
-        x0 = mirrored(stream(config.seed, state.step, "flip"), x0)
+    _, x0 = clean(config, frozen, batch, stream(config.seed, state.step, "flip"))
     caption = dropped(config, stream(config.seed, state.step, "drop"), batch["caption"])
     t = drawn_timesteps(config, stream(config.seed, state.step, "timestep"), len(x0))
     eps = jax.random.normal(stream(config.seed, state.step, "noise"), x0.shape)
 
-    def loss_of(weights: denoiser.Weights) -> Float[Array, ""]:
-        return loss(config, weights, x0, caption, t, eps)
+    def loss_of(trained: Any) -> Float[Array, ""]:
+        return loss(config, _whole(config, trained, frozen), x0, caption, t, eps)
 
     value, gradient = jax.value_and_grad(loss_of)(state.params["generator"])
     adamw = optimizer.build(config.optimizer, config.train.steps)
@@ -123,9 +216,46 @@ def drawn_timesteps(config: Diffusion, key: PRNGKeyArray, count: int) -> Float[A
 
 
 def weights(config: Diffusion, state: State, frozen: Any) -> denoiser.Weights:
-    """What sampling needs, averaged over training."""
-    del config, frozen
-    return state.ema["generator"]
+    """What sampling needs, averaged over training: text, denoiser, and the codec if there is one.
+
+    Where LoRA's adapters are not to be merged, text and denoiser are what they belong to, and
+    beside them is lora; `merged` makes the same of both.
+    """
+    if config.lora.rank and not config.lora.merge:
+        return _sampled(config, {**frozen["base"], "lora": state.ema["generator"]}, frozen)
+    return _sampled(config, _whole(config, state.ema["generator"], frozen), frozen)
+
+
+def merged(config: Experiment, weights: denoiser.Weights) -> denoiser.Weights:
+    """The weights of a run with the adapters that may be beside them merged in.
+
+    `config` is the run's; weights without adapters, of whatever method, stay as they are.
+    """
+    if "lora" not in weights:
+        return weights
+    assert isinstance(config, Diffusion)
+    base = {name: tree for name, tree in weights.items() if name != "lora"}
+    return lora.merged(config.lora, base, weights["lora"])
+
+
+def sample(
+    config: Diffusion,
+    weights: denoiser.Weights,
+    key: PRNGKeyArray,
+    caption: Int[Array, "b length"],
+    sampler: Sampler,
+) -> Array:
+    """uint8 images [b, h, w, 3] from caption ids: one program from ids to pixels."""
+    return text_to_image.sample(config, merged(config, weights), key, caption, sampler)
+
+
+def seen_words(weights: denoiser.Weights) -> frozenset[int]:
+    """Ids of the words met in training, in this run or the one that it started from."""
+    seen = text_to_image.seen_words(weights)
+    change = flatten_dict(weights.get("lora", {})).get((*WORDS, "delta"))
+    if change is None:
+        return seen
+    return seen | frozenset(np.flatnonzero(np.asarray(change).any(axis=1)).tolist())
 
 
 def samplers(config: Diffusion) -> dict[str, Sampler]:
@@ -141,6 +271,38 @@ def measured_steps(config: Diffusion) -> tuple[int, ...]:
 def shown(
     config: Diffusion, state: State, frozen: Any
 ) -> list[tuple[str, denoiser.Weights, Sampler]]:
-    """What the sample grids show: title, weights, sampler."""
-    average = weights(config, state, frozen)
-    return [(title, average, sampler) for title, sampler in samplers(config).items()]
+    """What the sample grids show: title, weights, sampler; tuned weights beside the first ones."""
+    tuned = _sampled(config, _whole(config, state.ema["generator"], frozen), frozen)
+    rows = [(title, tuned, sampler) for title, sampler in samplers(config).items()]
+    if not config.init_from:
+        return rows
+    return [("before, 1 step", _sampled(config, frozen["base"], frozen), Sampler(steps=1)), *rows]
+
+
+def _sampled(config: Diffusion, both: denoiser.Weights, frozen: Any) -> denoiser.Weights:
+    """The weights that sampling takes, given those of the text encoder and the denoiser."""
+    return {**both, "codec": frozen["codec"]} if config.codec else both
+
+
+def _whole(config: Diffusion, trained: Any, frozen: Any) -> denoiser.Weights:
+    """The weights of both networks, given what is trained of them."""
+    return lora.merged(config.lora, frozen["base"], trained) if config.lora.rank else trained
+
+
+def _with_words(base: denoiser.Weights, vocabulary: int) -> denoiser.Weights:
+    """The weights with zero rows for the words that they know nothing of: those not met yet."""
+    flat: dict[Any, Any] = flatten_dict(base)  # pyright: ignore[reportAssignmentType]
+    missing = vocabulary - len(flat.get(WORDS, ()))
+    if WORDS in flat and missing > 0:
+        flat[WORDS] = np.pad(flat[WORDS], ((0, missing), (0, 0)))
+    return unflatten_dict(flat)
+
+
+def _fresh(config: Diffusion, key: PRNGKeyArray) -> denoiser.Weights:
+    return denoiser.init(config.model, config.side, key)
+
+
+def _shapes(config: Diffusion) -> Any:
+    """Shapes of the weights; where the vocabulary is not known yet, of a small one."""
+    known: Any = config if config.model.text.vocabulary else config.resolved(1, 1)
+    return jax.eval_shape(functools.partial(_fresh, known), jax.random.key(0))
