@@ -23,9 +23,7 @@ from jaxgen.weights.efficientnet import load_efficientnet_lite0
 CONFIG = Vae(
     name="tiny",
     data=Data(size=16),
-    autoencoder=AutoencoderConfig(
-        patch=2, block_out=(8, 8), layers=1, groups=4, mid_attention=False
-    ),
+    autoencoder=AutoencoderConfig(patch=4, block_out=(8,), layers=1, groups=4, mid_attention=False),
     kl=1e-3,
     taps=(0,),
     adversarial=0.7,
