@@ -1,0 +1,28 @@
+"""A KL autoencoder of OpenMoji: 64 x 64 pixels to codes of 16 x 16 x 4 and back.
+
+Command:  python -m jaxgen.train --config=vae
+Hardware: meant for 2 CPU cores; a step takes about 1 s of CPU time, both cores together.
+Time:     not trained to its end yet; 10 to 15 minutes are expected.
+
+The plain autoencoder that `python -m benchmarks.continuity` sets beside it:
+python -m jaxgen.train --config=vae --name=vae_plain --kl=0
+"""
+
+from jaxgen.config import Data, Optimizer, Train
+from jaxgen.methods.vae import Vae
+from jaxgen.models.autoencoder import AutoencoderConfig
+from jaxgen.models.patch_discriminator import PatchDiscriminatorConfig
+
+config = Vae(
+    name="vae",
+    data=Data(name="openmoji", size=64, flip=True),
+    autoencoder=AutoencoderConfig(
+        patch=2, block_out=(32, 64), layers=1, groups=8, mid_attention=False
+    ),
+    taps=(0, 2, 4),
+    adversarial_from=0.6,
+    discriminator=PatchDiscriminatorConfig(width=32, layers=2),
+    train=Train(steps=1200, batch=16, ema=0.995, sample_every=0, checkpoint_every=200),
+    optimizer=Optimizer(learning_rate=1e-3, warmup=50),
+    discriminator_optimizer=Optimizer(learning_rate=5e-4, warmup=20, b1=0.5, clip=10.0),
+)
