@@ -176,17 +176,18 @@ def train_step(config: Vae, state: State, frozen: Any, batch: Batch) -> tuple[St
         weight = jnp.where(joined, config.adversarial * adaptive, 0.0)
         at_pixels += weight * of_verdict
         loss += weight * verdict
-        told = {"adversarial": verdict, **judged, "adaptive_weight": adaptive}
-        game = {name: jnp.where(joined, value, 0.0) for name, value in told.items()}
         # It plays from the first step, unheard: in a lax.cond, which would spare that, XLA's
         # convolutions on a CPU took 15 times as long once it had joined in.
         before = state.params["discriminator"], state.opt_state["discriminator"]
-        *after, game["discriminator_gradient"] = optimizer.apply(
+        *after, norm = optimizer.apply(
             optimizers["discriminator"], of_discriminator, before[1], before[0]
         )
         new["discriminator"], opt_state["discriminator"] = jax.tree.map(
             lambda a, b: jnp.where(joined, a, b), tuple(after), before
         )
+        told = {"adversarial": verdict, **judged, "adaptive_weight": adaptive}
+        told["discriminator_gradient"] = norm
+        game = {name: jnp.where(joined, value, 0.0) for name, value in told.items()}
 
     (gradient,) = backward((at_pixels, at_posterior))
     new["autoencoder"], opt_state["autoencoder"], norm = optimizer.apply(

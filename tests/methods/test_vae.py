@@ -203,7 +203,7 @@ def test_the_discriminator_waits(eyes, state, batch, step) -> None:
     after, metrics = step(at(state, 9), eyes, batch)
     assert same(state.params["discriminator"], after.params["discriminator"])
     assert same(state.opt_state["discriminator"], after.opt_state["discriminator"])
-    for name in ("adversarial", "discriminator", "adaptive_weight", "fake_believed"):
+    for name in ("adversarial", "discriminator", "adaptive_weight", "discriminator_gradient"):
         assert metrics[name] == 0
     expected = metrics["l1"] + metrics["perceptual"] + CONFIG.kl * metrics["kl"]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
