@@ -1,0 +1,23 @@
+"""Flow matching: the network of `diffusion_64` predicts the velocity, as `flow_matching` does.
+
+Command:  python -m jaxgen.train --config=flow_matching_64
+Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.diffusion.schedule import Schedule
+from jaxgen.methods.diffusion import Diffusion
+
+image = configs.load("diffusion_64")
+assert isinstance(image, Diffusion)
+
+config = dataclasses.replace(
+    image,
+    name="flow_matching_64",
+    model=dataclasses.replace(
+        image.model, schedule=Schedule(kind="flow", shift=3.0), prediction="flow"
+    ),
+    timesteps="logit_normal",
+)

@@ -1,0 +1,26 @@
+"""Threshold corruption beside Gaussian noise: `diffusion_64` with pixels replaced, 64 px.
+
+Command:  python -m jaxgen.train --config=threshold_diffusion_64
+Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.diffusion.schedule import Schedule
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.threshold_diffusion import ThresholdDiffusion
+
+gaussian = configs.load("diffusion_64")
+assert isinstance(gaussian, Diffusion)
+
+config = ThresholdDiffusion(
+    name="threshold_diffusion_64",
+    data=gaussian.data,
+    # As many pixels kept at a timestep as in `threshold_diffusion`, of four times as many.
+    model=dataclasses.replace(gaussian.model, schedule=Schedule(kind="flow", shift=32.0)),
+    shown=gaussian.shown,
+    guidance=gaussian.guidance,
+    train=gaussian.train,
+    optimizer=gaussian.optimizer,
+)
