@@ -2,8 +2,8 @@
 
 Command:  python -m jaxgen.train --config=vae
 Hardware: meant for 2 CPU cores; a step takes about 1 s of CPU time, both cores together.
-Time:     not trained to its end yet; 10 to 15 minutes are expected. After 100 steps alone shapes are
-          there and colours are not (12.5 dB on held-out pictures).
+Time:     not trained to its end yet; 10 to 15 minutes are expected. After 100 steps alone
+          shapes are there and colours are not (12.5 dB on held-out pictures).
 
 The plain autoencoder that `python -m benchmarks.continuity` sets beside it:
 python -m jaxgen.train --config=vae --name=vae_plain --kl=0
