@@ -119,7 +119,7 @@ def _reconstruct(loaded: stages.Loaded, method, options: Options, out: Path) -> 
         line = np.asarray(between(loaded.weights, images, following, LINE))
         files = [f"{a} to {b}" for a, b in zip(files, files[1:] + files[:1], strict=True)]
         columns += [("", line[:, n]) for n in range(1, LINE)]
-    pictures.save(pictures.grid(columns, files, scale), out)
+    pictures.save(pictures.grid(columns, files, scale, blocks=1), out)
     psnr = ", ".join(f"{-10 * np.log10(max(e, 1e-10)):.1f}" for e in error)
     print(f"{out}: {len(images)} picture(s) reconstructed, PSNR {psnr} dB")
 

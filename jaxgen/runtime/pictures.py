@@ -20,17 +20,20 @@ RIGHT, WRONG, EMPTY = (30, 90, 180), (205, 50, 40), (240, 240, 240)  # cells of 
 NAMED, LONGEST = 20, 200  # classes named beside a confusion matrix, and pixels of a name
 
 
-def grid(columns: Sequence[tuple[str, Images]], captions: Sequence[str], scale: int) -> Image.Image:
+def grid(
+    columns: Sequence[tuple[str, Images]], captions: Sequence[str], scale: int, blocks: int = 4
+) -> Image.Image:
     """One row a caption, one column a way of drawing it, captions under the images.
 
     Args:
       columns: title (lines separated by newlines) and images, one a caption, of one size.
       captions: what was asked for.
       scale: whole factor by which images are enlarged, without smoothing.
+      blocks: captions beside each other.
     """
     font = ImageFont.truetype(Roboto, TEXT)
     side = columns[0][1].shape[1] * scale
-    across = max(1, min(4, len(captions)))  # captions stand in this many blocks across
+    across = max(1, min(blocks, len(captions)))  # captions stand in this many blocks across
     down = -(-len(captions) // across)
     lines = [line for title, _ in columns for line in title.split("\n")]
     column = max(side, *(int(font.getlength(line)) + 1 for line in lines)) + MARGIN

@@ -68,6 +68,7 @@ def grade(
         [(f"{100 * n / (LINE - 1):.0f} %", np.asarray(line)[:, n]) for n in range(LINE)],
         [f"{names[n]} to {names[m]}" for n, m in zip(a, b, strict=True)],
         max(1, SCALED // source.size),
+        blocks=1,
     )
     samples = folder / "samples"
     paths = samples / "reconstructions.png", samples / "interpolations.png"

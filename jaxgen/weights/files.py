@@ -30,7 +30,7 @@ def save(
     """
     flat: dict[str, np.ndarray] = {}
     for name, array in flatten_dict(jax.device_get(dict(tree)), sep="/").items():
-        values = np.ascontiguousarray(array).astype(dtype)
+        values = np.asarray(array, dtype, order="C")
         rows = np.flatnonzero(values.reshape(len(values), -1).any(1)) if values.ndim > 1 else None
         if rows is not None and 2 * len(rows) < len(values):
             flat[name + ROWS] = np.append(rows, len(values)).astype(np.int32)
