@@ -5,7 +5,6 @@ From random weights, or from those of another run: all of them tuned, or a few a
 """
 
 import dataclasses
-import functools
 from typing import Any, Literal
 
 import jax
@@ -52,6 +51,9 @@ class Diffusion(TextToImage):
     diffusion model that comes with jaxgen; empty: random ones."""
     lora: Lora = Lora()
     """What is trained in place of all weights, where they are given."""
+    new_word_rate: float = 1.0
+    """Learning rate of the words that the given weights never met, in those of all else: their rows
+    start at zero, and each is moved only when its word comes up."""
 
     @property
     def fewest_pictures(self) -> int:
@@ -97,6 +99,8 @@ class Diffusion(TextToImage):
                 f"--init-from {self.init_from!r} trains nothing first: give the folder of a "
                 "finished diffusion run, such as runs/diffusion, or shipped"
             )
+        if not 0 < self.new_word_rate < float("inf"):
+            raise UserError(f"--new-word-rate is {self.new_word_rate}; give a number above 0")
         self.lora.check()
         if self.lora.rank:
             if not self.init_from:
@@ -170,6 +174,8 @@ def train_step(config: Diffusion, state: State, frozen: Any, batch: Batch) -> tu
     params, opt_state, norm = optimizer.apply(
         adamw, gradient, state.opt_state["generator"], state.params["generator"]
     )
+    if config.init_from:
+        params = _hastened(config, frozen["base"], state.params["generator"], params)
     new = {"generator": params}
     return State(
         step=state.step + 1,
@@ -289,6 +295,18 @@ def _whole(config: Diffusion, trained: Any, frozen: Any) -> denoiser.Weights:
     return lora.merged(config.lora, frozen["base"], trained) if config.lora.rank else trained
 
 
+def _hastened(config: Diffusion, base: denoiser.Weights, before: Any, after: Any) -> Any:
+    """`after`, the step from `before` made longer in the rows of words that `base` never met."""
+    table = base["text"][WORDS[1]][WORDS[2]]
+    rate = jnp.where(table.any(axis=1, keepdims=True), 1.0, config.new_word_rate)
+
+    def moved(path: Any, old: Array, new: Array) -> Array:
+        own = jax.tree_util.keystr(path, simple=True, separator="/").startswith("/".join(WORDS))
+        return old + rate * (new - old) if own else new
+
+    return jax.tree_util.tree_map_with_path(moved, before, after)
+
+
 def _with_words(base: denoiser.Weights, vocabulary: int) -> denoiser.Weights:
     """The weights with zero rows for the words that they know nothing of: those not met yet."""
     flat: dict[Any, Any] = flatten_dict(base)  # pyright: ignore[reportAssignmentType]
@@ -303,6 +321,9 @@ def _fresh(config: Diffusion, key: PRNGKeyArray) -> denoiser.Weights:
 
 
 def _shapes(config: Diffusion) -> Any:
-    """Shapes of the weights; where the vocabulary is not known yet, of a small one."""
+    """Shapes of the weights; where the vocabulary is not known yet, of a small one.
+
+    Nothing is computed: configs are checked before JAX may look for its devices.
+    """
     known: Any = config if config.model.text.vocabulary else config.resolved(1, 1)
-    return jax.eval_shape(functools.partial(_fresh, known), jax.random.key(0))
+    return jax.eval_shape(lambda: _fresh(known, jax.random.key(0)))

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,21 @@ def test_after_two_steps_both_factors_of_every_adapter_have_moved(tuned) -> None
     assert {path[-1] for path in before} == {"a", "b", "delta"}
     for path, value in before.items():
         assert np.abs(after[path] - value).max() > 0, path
+
+
+def test_new_words_may_learn_faster_than_known_ones(full: Diffusion, base) -> None:
+    config = dataclasses.replace(full, new_word_rate=5.0)
+    step = jax.tree.map(lambda leaf: leaf + 0.5, base)
+    moved = flatten_dict(diffusion._hastened(config, base, base, step))
+    change = moved.pop(WORDS) - flatten_dict(base)[WORDS]
+    np.testing.assert_allclose(change[:4], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(change[4:], 2.5, rtol=1e-5)
+    rest = {path: leaf for path, leaf in flatten_dict(step).items() if path != WORDS}
+    chex.assert_trees_all_equal(moved, rest)
+    adapters = {"text": {WORDS[1]: {WORDS[2]: {"delta": jnp.zeros((VOCABULARY, 16))}}}}
+    step = jax.tree.map(jnp.ones_like, adapters)
+    (change,) = jax.tree.leaves(diffusion._hastened(config, base, adapters, step))
+    np.testing.assert_array_equal(change[:, 0], [1.0] * 4 + [5.0] * (VOCABULARY - 4))
 
 
 def test_only_words_met_in_tuning_get_a_row(tuned, lora_config: Diffusion, base, batch) -> None:
@@ -208,6 +225,7 @@ def test_runs_of_another_size_vocabulary_or_precision_are_taken(full: Diffusion)
         ({"init_from": "diffusion"}, "--init-from 'diffusion' trains nothing first"),
         ({"init_from": "efficientnet-lite0"}, "--init-from 'efficientnet-lite0'"),
         ({"init_from": "", "lora": Lora(rank=2)}, "--lora.rank 2 adapts weights that are there"),
+        ({"new_word_rate": 0.0}, "--new-word-rate is 0.0"),
         ({"lora": Lora(rank=-2)}, "--lora.rank is -2"),
         ({"lora": Lora(rank=17)}, "--lora.rank is 17, but "),
         ({"lora": Lora(rank=2, targets=("atn1",))}, "--lora.targets 'atn1' matches no matrix"),
@@ -216,6 +234,15 @@ def test_runs_of_another_size_vocabulary_or_precision_are_taken(full: Diffusion)
 def test_impossible_fields_are_refused(full: Diffusion, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         dataclasses.replace(full, **changes).check()
+
+
+def test_a_config_with_lora_is_checked_before_jax_looks_for_devices() -> None:
+    program = (
+        "import jax; from jaxgen import config\n"
+        "config.parse(config.load('finetune'), ['--lora.rank=8'], 'train')\n"
+        "jax.config.update('jax_num_cpu_devices', 2)"  # as the doors do, and too late once JAX ran
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_config_starts_from_the_diffusion_model_that_comes_with_jaxgen() -> None:
