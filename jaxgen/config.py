@@ -98,6 +98,18 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Pictures drawn by a trained network, to learn from in place of the real ones."""
+
+    count: int = 2000
+    """How many; 0: none, the real pictures are learnt from."""
+    steps: int = 50
+    """Steps of the sampler that draws them."""
+    guidance: float = 3.0
+    """Its guidance."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """What every method's config starts with."""
 
@@ -134,6 +146,10 @@ class Experiment:
 
     def accept(self, role: str, other: "Experiment", where: str) -> None:
         """Raises UserError where `other`, found at `where`, does not fit the role."""
+
+    def drawing(self) -> tuple[str, Drawing] | None:
+        """The role whose network draws the training pictures, and how; None: the real ones do."""
+        return None
 
     def check(self) -> None:
         """Raises UserError where fields are impossible; methods add their own checks."""

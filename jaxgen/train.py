@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from jaxgen import cli, methods, stages
+from jaxgen import cli, methods, stages, synthesis
 from jaxgen.config import Experiment
 from jaxgen.data.pipeline import batches, iterate
 from jaxgen.data.source import Source
@@ -61,6 +61,9 @@ def _print_plan(plan: list[Stage]) -> None:
               f"{config.data.size} px), in {config.folder}: {state}")  # fmt: skip
         for role, source in stage.sources.items():
             print(f"     {role}: {source}")
+        if drawing := config.drawing():
+            role, how = drawing
+            print(f"     pictures: {how.count} drawn by the {role} in {how.steps} steps")
         counts = stages.parameters(stage)
         print(f"     parameters: {', '.join(f'{k} {n / 1e6:.2f} M' for k, n in counts.items())}")
     sys.stdout.flush()
@@ -73,11 +76,12 @@ def _train(stage: Stage) -> None:
     filled = stages.fill(stage)
     source = _source(stage.config)
     tokenizer = _tokenizer(filled, source)
+    learnt = _drawn(stage.config, filled, source)
     config = stage.config.resolved(tokenizer.get_vocab_size(), len(source.labels))
     method = methods.of(config)
     mesh = meshes.make(config.mesh, config.train.batch)
     frozen = jax.device_put(method.frozen(config, filled), meshes.replicated(mesh))
-    description = (config, methods.name(config), tokenizer, source.labels, source.fingerprint)
+    description = (config, methods.name(config), tokenizer, source.labels, learnt.fingerprint)
     with (
         run.opened(*description) as folder,
         contextlib.closing(
@@ -91,7 +95,7 @@ def _train(stage: Stage) -> None:
             init=lambda frozen: method.init(config, frozen, stream(config.seed, 0, "init")),
             train_step=functools.partial(method.train_step, config),
             frozen=frozen,
-            data=iterate(_batches(config, source, tokenizer)),
+            data=iterate(_batches(config, learnt, tokenizer)),
             steps=config.train.steps,
             batch=config.train.batch,
             log_every=config.train.log_every,
@@ -128,6 +132,16 @@ def _source(config: Experiment) -> Source:
     print(f"data: {len(source)} images of {config.data.name} to learn from, {labels} label(s)",
           flush=True)  # fmt: skip
     return source
+
+
+def _drawn(config: Experiment, filled: dict[str, Any], source: Source) -> Source:
+    """The pictures to learn from: the source's, or those which a network draws in their place."""
+    drawing = config.drawing()
+    if drawing is None:
+        return source
+    role, how = drawing
+    with Bar(f"pictures by the {role}", how.count, unit="image") as bar:
+        return synthesis.drawn(config, how, filled[role], source, lambda done, _: bar.update(done))
 
 
 def _opened(config: Experiment, split: str) -> Source:

@@ -118,6 +118,31 @@ def predict_x0(
     )
 
 
+def features(
+    config: Denoiser,
+    params: Weights,
+    x_t: Float[Array, "b h w c"],
+    t: Float[Array, " b"],
+    text: TextFeatures,
+) -> list[Float[Array, "b n c"]]:
+    """What the network sees in x_t at timestep `t`: a map of tokens, float32, of each of its parts.
+
+    Of a UNet the last block of every level down, the middle, and every level up; of a DiT every
+    block: `feature_maps` of them.
+    """
+    alpha, sigma = config.schedule.at(t)
+    x_in = predictions.network_input(config.prediction, x_t, alpha, sigma)
+    maps: Any = _network(config).apply(
+        {"params": params}, x_in, t, *_conditions(config, text), method="features"
+    )
+    return [tokens.astype(jnp.float32) for tokens in maps]
+
+
+def feature_maps(config: Denoiser) -> int:
+    """How many maps `features` gives."""
+    return config.dit.depth if config.network == "dit" else 2 * len(config.unet.block_out) + 1
+
+
 def sample(
     config: Denoiser,
     size: int,

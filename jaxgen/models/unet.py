@@ -106,7 +106,6 @@ class UNet(nn.Module):
 
     config: UNetConfig
 
-    @nn.compact
     def __call__(
         self,
         x: Float[Array, "b h w c"],
@@ -128,6 +127,27 @@ class UNet(nn.Module):
           UserError: sides not a multiple of `patch`, wrong widths, or `added` given or missing
             against the config.
         """
+        return self._run(x, timestep, context, added, mask)[0]
+
+    def features(
+        self,
+        x: Float[Array, "b h w c"],
+        timestep: Float[Array, "b"],
+        context: Float[Array, "b length width"],
+        added: Float[Array, "b d"] | None = None,
+        mask: Bool[Array, "b length"] | None = None,
+    ) -> list[Float[Array, "b n c"]]:
+        """What the last block of each level puts out, as tokens by rows, in the config's dtype.
+
+        Going down (finest level first), of the middle, and going up (coarsest first): 2·levels + 1
+        maps, each before the level's change of side. Arguments and errors are those of a call;
+        under jit the final layer costs nothing.
+        """
+        maps = self._run(x, timestep, context, added, mask)[1]
+        return [rearrange(m, "b h w c -> b (h w) c") for m in maps]
+
+    @nn.compact
+    def _run(self, x, timestep, context, added, mask):
         c = self.config
         _check_inputs(c, x, context, added)
         levels = range(len(c.block_out))
@@ -144,22 +164,26 @@ class UNet(nn.Module):
         embedding = nn.silu(embedding)
 
         x = _conv3(c.block_out[0], dtype, "conv_in")(x)
-        skips = [x]
+        skips, features = [x], []
         for level in levels:
             block = DownBlock(c, level, name=f"down_blocks_{level}")
             x, outputs = block(x, embedding, context, mask)
             skips += outputs
+            features.append(outputs[c.layers - 1])
         x = MidBlock(c, name="mid_block")(x, embedding, context, mask)
+        features.append(x)
         for i, level in enumerate(reversed(levels)):
             block = UpBlock(c, level, name=f"up_blocks_{i}")
             skips, used = skips[: -c.layers - 1], skips[-c.layers - 1 :]
             size = skips[-1].shape[1:3] if level > 0 else None
-            x = block(x, used, size, embedding, context, mask)
+            x, output = block(x, used, size, embedding, context, mask)
+            features.append(output)
 
         x = nn.silu(_group_norm(c.groups, 1e-5, "conv_norm_out")(x)).astype(dtype)
         x = _conv3(c.channels * c.patch**2, dtype, "conv_out", zero=True)(x)
         x = x.astype(jnp.float32)
-        return rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=c.patch, q=c.patch)
+        x = rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=c.patch, q=c.patch)
+        return x, features
 
 
 class DownBlock(nn.Module):
@@ -210,9 +234,10 @@ class UpBlock(nn.Module):
             x = _resnet(c, c.block_out[level], f"resnets_{i}")(x, embedding)
             if c.attention[level]:
                 x = _transformer(c, level, f"attentions_{i}")(x, context, mask)
+        output = x
         if size is not None:
             x = Upsample(jnp.dtype(c.dtype), name="upsamplers_0")(x, size)
-        return x
+        return x, output
 
 
 class ResnetBlock(nn.Module):

@@ -1,0 +1,122 @@
+"""A training set of a trained network's own samples: what to draw, with what, and where it is kept.
+
+Doors call this; it knows no method by name.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Int, UInt8
+
+from jaxgen import methods, stages
+from jaxgen.config import Drawing, Experiment
+from jaxgen.data import drawn as sets
+from jaxgen.data.source import Source, digest
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.stages import Loaded
+from jaxgen.state import stream
+from jaxgen.text import tokenizer as words
+
+BATCH = 64  # images that are drawn at once
+
+
+def drawn(
+    config: Experiment,
+    drawing: Drawing,
+    loaded: Loaded,
+    source: Source,
+    progress: Callable[[int, int], None],
+) -> Source:
+    """The source with `drawing.count` samples of the loaded network in place of its pictures.
+
+    Every picture of the source lends one of its captions, drawn by the config's seed, and its
+    label; then every picture once more, and so on. The samples are kept under the config's data
+    root, in a folder named by everything that they depend on, so that none can be stale; those of
+    an interrupted drawing are not drawn again. `progress(done, total)` is called meanwhile.
+
+    Raises `UserError` where the sampler or the weights do not fit, and where the folder cannot be
+    written.
+    """
+    method = methods.of(loaded.config)
+    sampler = Sampler(steps=drawing.steps, guidance=drawing.guidance)
+    method.check_sampler(loaded.config, sampler)
+    rows, captions = _asked(source, drawing.count, config.seed)
+    ids = words.encode(loaded.tokenizer, captions, loaded.config.caption_length)
+    key = _key(loaded, sampler, captions, ids, config.seed)
+    draw = _drawer(loaded, sampler, ids, config.seed)
+    folder = Path(config.data.root) / "drawn" / key
+    with stages.fitting(loaded):
+        images = sets.pictures(folder, captions, source.size, draw, progress)
+    return dataclasses.replace(
+        source,
+        images=images,
+        captions=tuple((caption,) for caption in captions),
+        label_ids=source.label_ids[rows],
+        ids=tuple(f"{number:08d}" for number in range(drawing.count)),
+        content=key,
+        notes=(),
+    )
+
+
+def _asked(source: Source, count: int, seed: int) -> tuple[Int[np.ndarray, " count"], list[str]]:
+    """The row of the source to which each sample answers, and the caption that asks for it."""
+    rng = np.random.default_rng((seed, 2))
+    rounds = [rng.permutation(len(source)) for _ in range(-(-count // len(source)))]
+    rows = np.concatenate(rounds)[:count]
+    return rows, [source.captions[row][rng.integers(len(source.captions[row]))] for row in rows]
+
+
+def _key(
+    loaded: Loaded,
+    sampler: Sampler,
+    captions: list[str],
+    ids: Int[np.ndarray, "count length"],
+    seed: int,
+) -> str:
+    """A digest of everything that the samples depend on, but not of the run's name or folder."""
+    general = {field.name for field in dataclasses.fields(Experiment)}
+    own = {
+        field.name: getattr(loaded.config, field.name)
+        for field in dataclasses.fields(loaded.config)
+        if field.name not in general
+    }
+    told = (methods.name(loaded.config), loaded.config.data.size, own, sampler, captions, seed)
+    leaves = jax.tree_util.tree_leaves_with_path(loaded.weights)
+    weights = [
+        part
+        for path, leaf in leaves
+        for part in (jax.tree_util.keystr(path).encode(), np.ascontiguousarray(leaf).tobytes())
+    ]
+    return digest(repr(told).encode(), np.ascontiguousarray(ids).tobytes(), *weights)
+
+
+def _drawer(
+    loaded: Loaded, sampler: Sampler, ids: Int[np.ndarray, "count length"], seed: int
+) -> Callable[[range], UInt8[np.ndarray, "n size size 3"]]:
+    """Draws the samples of some numbers: the same ones, whichever were drawn before.
+
+    Each host draws all of them, on its own devices: they are few.
+    """
+    method = methods.of(loaded.config)
+    devices = jax.local_devices()
+    ways = max(n for n in range(1, len(devices) + 1) if BATCH % n == 0)
+    mesh = jax.sharding.Mesh(np.asarray(devices[:ways]), ("data",))
+    weights = jax.device_put(loaded.weights, NamedSharding(mesh, PartitionSpec()))
+    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
+
+    def draw(numbers: range) -> UInt8[np.ndarray, "n size size 3"]:
+        images = []
+        for start in range(numbers.start, numbers.stop, BATCH):
+            block = ids[start : min(start + BATCH, numbers.stop)]
+            full = np.concatenate([block, np.repeat(block[-1:], BATCH - len(block), axis=0)])
+            caption = jax.device_put(full, NamedSharding(mesh, PartitionSpec("data")))
+            drawn = program(weights, stream(seed, start, "drawn"), caption, sampler)
+            images.append(np.asarray(drawn)[: len(block)])
+        return np.concatenate(images)
+
+    return draw
