@@ -1,0 +1,35 @@
+"""A text-conditioned GAN on OpenMoji, 32 px: one step from noise and caption to image.
+
+Command:  python -m jaxgen.train --config=gan
+Hardware: 2 CPU cores.
+"""
+
+from jaxgen import config as configs
+from jaxgen.config import Optimizer, Train
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.gan import Gan
+from jaxgen.models.gan import GanConfig
+from jaxgen.text.encoder import TextConfig
+
+diffusion = configs.load("diffusion")
+assert isinstance(diffusion, Diffusion)
+
+config = Gan(
+    name="gan",
+    data=diffusion.data,
+    # The table of 70 000 words is most of either player, and of the time of a step.
+    text=TextConfig(width=32, layers=1, heads=2, length=16),
+    model=GanConfig(
+        noise=32,
+        condition=128,
+        generator=(48, 96, 192),
+        discriminator=(32, 64, 128),
+        patch=2,
+    ),
+    shown=diffusion.shown,
+    # The paper's weight for 32 px ImageNet; that for CIFAR, a tenth of it, goes with 50 000 images.
+    gamma=(0.5, 0.05),
+    train=Train(steps=4000, batch=16, ema=0.998, log_every=50, sample_every=500),
+    optimizer=Optimizer(learning_rate=1e-3, warmup=0, b1=0.0, b2=0.99, clip=100.0),
+    discriminator_optimizer=Optimizer(learning_rate=1e-3, warmup=0, b1=0.0, b2=0.99, clip=100.0),
+)
