@@ -18,7 +18,7 @@ from jaxgen.diffusion import denoiser
 from jaxgen.diffusion.denoiser import Denoiser, Weights
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError
-from jaxgen.models.unet import SD21_UNET, UNetConfig
+from jaxgen.models.unet import SD21_UNET
 from jaxgen.text.encoder import OPENCLIP_H, TextConfig
 from jaxgen.text.tokenizer import SPECIAL
 
@@ -132,14 +132,14 @@ def _tiny() -> tuple[Denoiser, int]:
 
 
 def _64px() -> tuple[Denoiser, int]:
-    unet = UNetConfig(patch=2, block_out=(128, 256, 384), layers=2, context_width=256)
-    text = TextConfig(vocabulary=VOCABULARY, width=256, layers=4, heads=4)
-    return Denoiser(text, unet), 64
+    config: Any = configs.load("diffusion_64").resolved(vocabulary=VOCABULARY, classes=1)
+    return config.model, config.data.size
 
 
 def _sd21() -> tuple[Denoiser, int]:
     schedule = Schedule(kind="scaled_linear", zero_terminal_snr=True)
-    return Denoiser(OPENCLIP_H, SD21_UNET, schedule, "v"), 64  # of latents: 512 px
+    model = Denoiser(text=OPENCLIP_H, unet=SD21_UNET, schedule=schedule, prediction="v")
+    return model, 64  # of latents: 512 px
 
 
 SHAPES: dict[str, Callable[[], tuple[Denoiser, int]]] = {
