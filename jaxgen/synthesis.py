@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int, UInt8
 
+from jaxgen import config as configs
 from jaxgen import methods, stages
 from jaxgen.config import Drawing, Experiment
 from jaxgen.data import drawn as sets
@@ -79,13 +80,15 @@ def _key(
     seed: int,
 ) -> str:
     """A digest of everything that the samples depend on, but not of the run's name or folder."""
+    config = loaded.config
     general = {field.name for field in dataclasses.fields(Experiment)}
+    # Fields at their defaults are left out, or each new one in the code would mean a new set.
     own = {
-        field.name: getattr(loaded.config, field.name)
-        for field in dataclasses.fields(loaded.config)
-        if field.name not in general
+        field: value
+        for field, (_, value) in configs.differences(type(config)(), config).items()
+        if field.partition(".")[0] not in general
     }
-    told = (methods.name(loaded.config), loaded.config.data.size, own, sampler, captions, seed)
+    told = (methods.name(config), config.data.size, sorted(own.items()), sampler, captions, seed)
     leaves = jax.tree_util.tree_leaves_with_path(loaded.weights)
     weights = [
         part
