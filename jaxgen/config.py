@@ -131,6 +131,16 @@ class Experiment:
         """Token ids of a caption, start and end among them."""
         return 16
 
+    @property
+    def fewest_pictures(self) -> int:
+        """Pictures below which training makes no sense."""
+        return 1
+
+    @property
+    def words_of(self) -> str:
+        """The role whose words are all that the run can ever know; empty: it learns its data's."""
+        return ""
+
     def resolved(self, vocabulary: int, classes: int) -> "Experiment":
         """The config with what only the data and the tokenizer know filled in."""
         del vocabulary, classes

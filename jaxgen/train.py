@@ -20,7 +20,7 @@ from jaxgen.data.pipeline import batches, iterate
 from jaxgen.data.source import Source
 from jaxgen.data.sources import open_source
 from jaxgen.errors import EXIT_INTERRUPTED, UserError, reported
-from jaxgen.runtime import classes, loop, pictures, run
+from jaxgen.runtime import classes, loop, once, pictures, reconstructions, run
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog
@@ -75,12 +75,13 @@ def _train(stage: Stage) -> None:
         return
     filled = stages.fill(stage)
     source = _source(stage.config)
-    tokenizer = _tokenizer(filled, source)
+    tokenizer = _tokenizer(stage.config, filled, source)
     learnt = _drawn(stage.config, filled, source)
     config = stage.config.resolved(tokenizer.get_vocab_size(), len(source.labels))
     method = methods.of(config)
     mesh = meshes.make(config.mesh, config.train.batch)
     frozen = jax.device_put(method.frozen(config, filled), meshes.replicated(mesh))
+    beside = _once(config, method, frozen, learnt)
     description = (config, methods.name(config), tokenizer, source.labels, learnt.fingerprint)
     with (
         run.opened(*description) as folder,
@@ -95,7 +96,7 @@ def _train(stage: Stage) -> None:
             init=lambda frozen: method.init(config, frozen, stream(config.seed, 0, "init")),
             train_step=functools.partial(method.train_step, config),
             frozen=frozen,
-            data=iterate(_batches(config, learnt, tokenizer)),
+            data=iterate(_batches(config, learnt, tokenizer, beside)),
             steps=config.train.steps,
             batch=config.train.batch,
             log_every=config.train.log_every,
@@ -109,6 +110,8 @@ def _train(stage: Stage) -> None:
         weights = method.weights(config, state, frozen)
         if hasattr(method, "predict"):
             _grade(config, method, mesh, weights, folder)
+        if hasattr(method, "reconstruct"):
+            _reconstruct(config, method, mesh, weights, source, folder)
         run.save_weights(folder, weights, int(state.step))
 
 
@@ -124,8 +127,43 @@ def _grade(
         print(f"no held-out accuracy: {error}", flush=True)
 
 
+def _reconstruct(
+    config: Experiment,
+    method: ModuleType,
+    mesh: jax.sharding.Mesh,
+    weights: Any,
+    source: Source,
+    folder: Path,
+) -> None:
+    """How near pictures come back from their codes: held-out ones, or where none are the data's."""
+    with contextlib.suppress(UserError):
+        source = _opened(config, "test")
+    there, between = (
+        functools.partial(function, config) for function in (method.reconstruct, method.between)
+    )
+    batch = config.train.batch
+    print(reconstructions.grade(there, between, weights, source, batch, mesh, folder), flush=True)
+
+
+def _once(
+    config: Experiment, method: ModuleType, frozen: Any, source: Source
+) -> dict[str, np.ndarray]:
+    """What the method computes of each picture but once, from the cache or computed now."""
+    wanted = method.once(config, frozen) if hasattr(method, "once") else None
+    if wanted is None:
+        return {}
+    with Bar("computing codes", len(source), unit="image") as bar:
+        cache = Path(config.data.root) / ".once"
+        return once.arrays(wanted, source, cache, lambda done, _: bar.update(done))
+
+
 def _source(config: Experiment) -> Source:
     source = _opened(config, "train")
+    if len(source) < config.fewest_pictures:
+        raise UserError(
+            f"{config.data.name} has {len(source)} picture(s) to learn from; {config.name} needs "
+            f"{config.fewest_pictures} or more"
+        )
     for note in source.notes:
         print(note)
     labels = len(set(source.label_ids.tolist()))
@@ -155,11 +193,26 @@ def _opened(config: Experiment, split: str) -> Source:
         return open_source(data.name, split, data.size, data.root, progress, data.label)
 
 
-def _tokenizer(filled: dict[str, Any], source: Source) -> Tokenizer:
-    """That of a network which the run builds on; else one that knows the data's words."""
+def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> Tokenizer:
+    """That of a network of words which the run builds on; else one that knows the data's words.
+
+    UserError where its words cannot be added to and none of them is in a good half of the captions.
+    """
     captions = [text for texts in source.captions for text in texts]
-    for found in filled.values():
-        if isinstance(found, Loaded):
+    for role, found in filled.items():
+        if isinstance(found, Loaded) and hasattr(methods.of(found.config), "seen_words"):
+            method = methods.of(found.config)
+            if role == config.words_of:
+                met = method.seen_words(found.weights)
+                strange = [
+                    text for text in captions if not words.has_met(found.tokenizer, text, met)
+                ]
+                if 2 * len(strange) > len(captions):
+                    raise UserError(
+                        f"the {role} {found.folder} was trained with other words: it has met none "
+                        f"of {strange[0]!r}, nor of {len(strange)} of the {len(captions)} captions "
+                        f"of {config.data.name}; train one on these, for instance --{role}=train"
+                    )
             unknown = {w for text in captions for w in words.unknown_words(found.tokenizer, text)}
             if unknown:
                 print(f"{len(unknown)} words of the captions are unknown to {found.folder}, "
@@ -168,7 +221,9 @@ def _tokenizer(filled: dict[str, Any], source: Source) -> Tokenizer:
     return words.build(captions)
 
 
-def _batches(config: Experiment, source: Source, tokenizer: Tokenizer) -> Any:
+def _batches(
+    config: Experiment, source: Source, tokenizer: Tokenizer, beside: dict[str, np.ndarray]
+) -> Any:
     return batches(
         source,
         functools.partial(words.encode, tokenizer, length=config.caption_length),
@@ -176,6 +231,7 @@ def _batches(config: Experiment, source: Source, tokenizer: Tokenizer) -> Any:
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        beside=beside,
     )
 
 

@@ -32,6 +32,10 @@ class Distilled(TextToImage):
     spacing: Literal["trailing", "turbo"] = "trailing"
     """Which timesteps those are: 999, 749, 499, 249, or Stability's 999, 899, 799, 699."""
 
+    @property
+    def words_of(self) -> str:
+        return "teacher"
+
     def roles(self) -> dict[str, str]:
         return {"teacher": self.teacher}  # whose weights hold the codec, if there is one
 

@@ -74,6 +74,11 @@ def unknown_words(tokenizer: Tokenizer, caption: str) -> list[str]:
     return _unknown(tokenizer, split(tokenizer, caption), None)
 
 
+def has_met(tokenizer: Tokenizer, caption: str, seen: Collection[int]) -> bool:
+    """Whether any word of the caption is among the ids `seen`, those met in training."""
+    return any(tokenizer.token_to_id(word) in seen for word in split(tokenizer, caption))
+
+
 def check_prompt(
     tokenizer: Tokenizer, prompt: str, length: int, seen: Collection[int] | None = None
 ) -> list[str]:

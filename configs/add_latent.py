@@ -1,0 +1,28 @@
+"""ADD in latents: student and teacher on codes, judge and distance in pixels through the decoder.
+
+Command:  python -m jaxgen.train --config=add_latent
+Hardware: 2 CPU cores. Trains the codec (vae) and the teacher (latent_diffusion) first.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.methods.add import Add
+from jaxgen.methods.diffusion import Diffusion
+
+pixels, teacher = configs.load("add"), configs.load("latent_diffusion")
+assert isinstance(pixels, Add)
+assert isinstance(teacher, Diffusion)
+
+config = dataclasses.replace(
+    pixels,
+    name="add_latent",
+    teacher="latent_diffusion",
+    teacher_config="latent_diffusion",
+    data=teacher.data,
+    codec=teacher.codec,
+    autoencoder=teacher.autoencoder,
+    model=teacher.model,
+    guidance=teacher.guidance,
+    shown=teacher.shown,
+)

@@ -1,0 +1,26 @@
+"""ADD in latents at full width, for one accelerator; codec and teacher are trained first.
+
+Command:  python -m jaxgen.train --config=add_latent_64
+Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.methods.add import Add
+from jaxgen.methods.diffusion import Diffusion
+
+pixels, teacher = configs.load("add_64"), configs.load("latent_diffusion_64")
+assert isinstance(pixels, Add)
+assert isinstance(teacher, Diffusion)
+
+config = dataclasses.replace(
+    pixels,
+    name="add_latent_64",
+    teacher="latent_diffusion_64",
+    teacher_config="latent_diffusion_64",
+    data=teacher.data,
+    codec=teacher.codec,
+    autoencoder=teacher.autoencoder,
+    model=teacher.model,
+)

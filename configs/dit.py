@@ -1,0 +1,30 @@
+"""Diffusion with a transformer in the UNet's place (DiT), OpenMoji, 32 px.
+
+Command:  python -m jaxgen.train --config=dit
+Hardware: 2 CPU cores.
+Time:     not measured whole yet.
+Result:   not measured yet.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.config import Optimizer, Train
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.models.dit import DiTConfig
+
+base = configs.load("diffusion")
+assert isinstance(base, Diffusion)
+
+config = dataclasses.replace(
+    base,
+    name="dit",
+    model=dataclasses.replace(
+        base.model,
+        network="dit",
+        # As many parameters as the UNet of diffusion.py; 64 tokens, as attention is slow on CPUs.
+        dit=DiTConfig(patch=4, width=160, depth=8, heads=4, context_width=64, added_width=64),
+    ),
+    train=Train(steps=2000, batch=16, ema=0.998, log_every=100, sample_every=1000),
+    optimizer=Optimizer(learning_rate=1e-3, warmup=200, decay="cosine"),
+)

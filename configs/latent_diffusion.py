@@ -1,0 +1,33 @@
+"""Latent diffusion on OpenMoji: 64 px pictures as 16 x 16 codes of 4 channels, codec first.
+
+Command:  python -m jaxgen.train --config=latent_diffusion
+Hardware: 2 CPU cores.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.config import Optimizer, Train
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.vae import Vae
+
+pixels, codec = configs.load("diffusion"), configs.load("vae")
+assert isinstance(pixels, Diffusion)
+assert isinstance(codec, Vae)
+
+config = dataclasses.replace(
+    pixels,
+    name="latent_diffusion",
+    codec="vae",
+    autoencoder=codec.autoencoder,
+    data=dataclasses.replace(pixels.data, size=codec.data.size),
+    # A code has as many cells a side as the pixel model's patches.
+    model=dataclasses.replace(
+        pixels.model,
+        unet=dataclasses.replace(
+            pixels.model.unet, channels=codec.autoencoder.latent_channels, patch=1
+        ),
+    ),
+    train=Train(steps=2500, batch=16, ema=0.998, log_every=100, sample_every=1000),
+    optimizer=Optimizer(learning_rate=1e-3, warmup=200, decay="cosine"),
+)

@@ -1,0 +1,166 @@
+"""Diffusion and ADD on a codec's codes: what is encoded, decoded, and where gradients pass."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import MODEL, SIZE
+
+from jaxgen.config import Data
+from jaxgen.diffusion import codec as codecs
+from jaxgen.diffusion import denoiser, distillation
+from jaxgen.errors import UserError
+from jaxgen.methods import add, diffusion, text_to_image
+from jaxgen.methods.add import Add
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.vae import Vae
+from jaxgen.models import judge as judges
+from jaxgen.models.augment import diffaug
+from jaxgen.models.autoencoder import AutoencoderConfig
+from jaxgen.pixels import to_unit
+from jaxgen.state import State, stream
+
+CODEC = AutoencoderConfig(
+    latent_channels=4, block_out=(8, 8), layers=1, groups=4, mid_attention=False
+)
+LATENT_MODEL = dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, channels=4, patch=1))
+
+
+@pytest.fixture(scope="module")
+def codec() -> dict[str, Any]:
+    weights = jax.jit(functools.partial(codecs.init, CODEC))(jax.random.key(3))
+    return {**weights, "scale": jnp.asarray(1.7)}
+
+
+@pytest.fixture(scope="module")
+def config(diffusion_config: Diffusion) -> Diffusion:
+    return dataclasses.replace(
+        diffusion_config,
+        codec="vae",
+        autoencoder=CODEC,
+        model=LATENT_MODEL,
+        data=Data(size=SIZE, flip=True),
+    )
+
+
+def test_codes_computed_beforehand_are_those_of_the_mirrored_pictures(config, codec, batch) -> None:
+    wanted = text_to_image.once(config, {"codec": codec})
+    assert wanted is not None
+    kept = jax.jit(wanted.compute)(codec, batch["image"])
+    key = jax.random.key(0)
+    clean = jax.jit(functools.partial(text_to_image.clean, config, {"codec": codec}))
+    image, now = clean(batch, key)
+    same, before = clean({**batch, **kept}, key)
+    np.testing.assert_array_equal(image, same)
+    np.testing.assert_allclose(now, before, atol=1e-5)
+    turned = np.any(np.asarray(image != to_unit(batch["image"])), axis=(1, 2, 3))
+    assert 0 < turned.sum() < len(turned)
+    assert now.shape == (len(image), SIZE // 2, SIZE // 2, 4)
+
+
+def test_codes_have_the_scale_and_come_back_without_it(codec, batch) -> None:
+    image = to_unit(batch["image"])
+    codes = codecs.encode(CODEC, codec, image)
+    unscaled = {**codec, "scale": jnp.ones(())}
+    np.testing.assert_allclose(codes, 1.7 * codecs.encode(CODEC, unscaled, image), rtol=1e-5)
+    np.testing.assert_allclose(
+        codecs.decode(CODEC, codec, codes),
+        codecs.decode(CODEC, unscaled, codes / 1.7),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_samples_are_decoded_codes(config, codec, batch) -> None:
+    weights = denoiser.init(config.model, config.side, jax.random.key(0))
+    sampler = dataclasses.replace(config.iterative, steps=2, guidance=1.0)
+    images = jax.jit(
+        lambda w: diffusion.sample(config, w, jax.random.key(1), batch["caption"], sampler)
+    )({**weights, "codec": codec})
+    assert (images.shape, images.dtype) == ((len(batch["caption"]), SIZE, SIZE, 3), jnp.uint8)
+
+
+@pytest.mark.parametrize("distance", ["pixels", "latents"])
+def test_the_student_learns_through_the_decoder(
+    distance: str, add_config: Add, codec: Any, frozen: Any, batch: Any
+) -> None:
+    """Its gradient is that of the two losses, written down in one piece, at every parameter."""
+    config = dataclasses.replace(
+        add_config,
+        codec="vae",
+        autoencoder=CODEC,
+        model=LATENT_MODEL,
+        distance=distance,
+        optimizer=dataclasses.replace(add_config.optimizer, clip=1e9),
+        # An untouched judge: both then see the same one.
+        judge_optimizer=dataclasses.replace(add_config.judge_optimizer, learning_rate=1e-30),
+    )
+    fresh = denoiser.init(LATENT_MODEL, config.side, jax.random.key(5))
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(6), len(leaves))
+    leaves = [
+        leaf + 0.05 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    weights = jax.tree.unflatten(tree, leaves)
+    held = {"teacher": weights["denoiser"], "text": weights["text"], "codec": codec}
+    held["eyes"] = frozen["eyes"]
+    state = add.init(config, held, jax.random.key(7))
+    _, metrics = jax.jit(functools.partial(add.train_step, config))(state, held, batch)
+
+    gradient = jax.jit(jax.grad(functools.partial(_whole_loss, config, state, held, batch)))(
+        state.params["student"]
+    )
+    norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+    np.testing.assert_allclose(metrics["student_gradient"], norm, rtol=1e-3)
+
+
+def _whole_loss(config: Add, state: State, held: Any, batch: Any, params: Any) -> jax.Array:
+    def random(name):
+        return stream(config.seed, state.step, name)
+
+    image, x0 = text_to_image.clean(config, held, batch, random("flip"))
+    text = denoiser.encode(config.model, held["text"], batch["caption"])
+    s = add.student_timesteps(config, random("student timestep"), len(x0))
+    noise = jax.random.normal(random("student noise"), x0.shape)
+    x_s = add.student_input(config, x0, noise, s)
+    fake = denoiser.predict_x0(config.model, params, x_s, s, text)
+    picture = codecs.decode(config.autoencoder, held["codec"], fake)
+    augmented = diffaug(random("augment fake"), picture, config.judge.augment)
+    seen, _ = add.look(config, held["eyes"], augmented)
+    _, vectors = add.look(config, held["eyes"], image)
+    verdict = judges.generator_loss(
+        add.verdicts(config, state.params["judge"], seen, (text.pooled, vectors))
+    )
+    t = add.teacher_timesteps(config, random("teacher timestep"), len(x0))
+    eps = jax.random.normal(random("teacher noise"), x0.shape)
+    target = add.teacher_target(config, held, fake, eps, t, text)
+    made = fake
+    if config.distance == "pixels":
+        made, target = picture, codecs.decode(config.autoencoder, held["codec"], target)
+    far = distillation.loss(config.model.schedule, config.weighting, made, target, t)
+    return config.adversarial * verdict + config.distillation * far
+
+
+def test_a_codec_must_fit(config: Diffusion) -> None:
+    small = Vae(name="small", data=Data(size=32), autoencoder=CODEC)
+    with pytest.raises(UserError, match=r"data.size is 16, that of the codec runs/small is 32"):
+        config.accept("codec", small, "runs/small")
+    wide = dataclasses.replace(CODEC, latent_channels=8)
+    other = Vae(name="wide", data=config.data, autoencoder=wide)
+    with pytest.raises(UserError, match=r"latent_channels is 4, that of the codec runs/wide is 8"):
+        config.accept("codec", other, "runs/wide")
+    with pytest.raises(UserError, match="runs/d is no autoencoder but 'tiny'"):
+        config.accept("codec", config, "runs/d")
+    with pytest.raises(UserError, match=r"unet.channels is 4; the codec's codes have 8"):
+        dataclasses.replace(config, autoencoder=wide).check()
+    with pytest.raises(UserError, match="channels is 4; images have 3"):
+        dataclasses.replace(config, codec="").check()
+
+
+def test_a_student_has_its_teachers_codec(add_config: Add, config: Diffusion) -> None:
+    with pytest.raises(UserError, match="autoencoder is none, that of the teacher runs/t is"):
+        dataclasses.replace(add_config, model=LATENT_MODEL).accept("teacher", config, "runs/t")
