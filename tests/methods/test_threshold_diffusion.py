@@ -102,13 +102,14 @@ def test_a_handful_of_images_is_reproduced_from_colours_alone(
 def test_doors_find_the_method_and_may_change_the_steps_of_its_samplers(
     config: ThresholdDiffusion,
 ) -> None:
-    assert methods.of(config) is threshold_diffusion
+    method = methods.of(config)
+    assert method is threshold_diffusion
     assert methods.kind("threshold_diffusion") is ThresholdDiffusion
     default, *others = threshold_diffusion.samplers(config).values()
     assert default == config.iterative
     for sampler in (default, *others):
         threshold_diffusion.check_sampler(config, sampler)
-    for steps in threshold_diffusion.measured_steps(config):
+    for steps in method.measured_steps(config):
         threshold_diffusion.check_sampler(config, dataclasses.replace(default, steps=steps))
 
 
