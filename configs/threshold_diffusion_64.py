@@ -17,7 +17,7 @@ assert isinstance(gaussian, Diffusion)
 config = ThresholdDiffusion(
     name="threshold_diffusion_64",
     data=gaussian.data,
-    # As many pixels kept at a timestep as in `threshold_diffusion`, of four times as many.
+    # Near noise, as many pixels kept at a timestep as in `threshold_diffusion`, of four times more.
     model=dataclasses.replace(gaussian.model, schedule=Schedule(kind="flow", shift=32.0)),
     shown=gaussian.shown,
     guidance=gaussian.guidance,
