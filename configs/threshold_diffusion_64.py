@@ -17,7 +17,7 @@ assert isinstance(gaussian, Diffusion)
 config = ThresholdDiffusion(
     name="threshold_diffusion_64",
     data=gaussian.data,
-    # Near noise, as many pixels kept at a timestep as in `threshold_diffusion`, of four times more.
+    # Near pure noise this keeps as many pixels at a timestep as `threshold_diffusion` does.
     model=dataclasses.replace(gaussian.model, schedule=Schedule(kind="flow", shift=32.0)),
     shown=gaussian.shown,
     guidance=gaussian.guidance,
