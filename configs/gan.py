@@ -2,6 +2,9 @@
 
 Command:  python -m jaxgen.train --config=gan
 Hardware: 2 CPU cores.
+Time:     10 to 15 minutes is the aim; not trained to its end on an idle machine yet.
+Result:   not known. After 432 of 1200 steps captions had colours and no shapes, and the
+          discriminator judged 9 of 10 pairs rightly.
 """
 
 from jaxgen import config as configs

@@ -85,7 +85,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def test_losses_are_cross_entropies():
     """-log σ of the difference for r3gan; of each image alone for the loss of 2014."""
     real, fake = jnp.asarray(REAL), jnp.asarray(FAKE)
-    expected = {
+    expected: dict[gan.Loss, tuple[Any, ...]] = {
         "r3gan": (
             -np.log(sigmoid(REAL - FAKE)).mean(),
             -np.log(sigmoid(FAKE - REAL)).mean(),
@@ -290,6 +290,7 @@ def test_impossible_configs_name_the_option(change, told):
 
 @pytest.mark.parametrize("loss", ["r3gan", "nonsaturating"])
 def test_each_caption_comes_to_draw_its_own_colour(state, batch, drawing, loss):
+    metrics = {}
     for _ in range(CONFIG.train.steps):
         state, metrics = stepper(loss)((6e-3, 6e-3), state, batch)
     assert np.isfinite(metrics["loss"])

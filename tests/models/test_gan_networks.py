@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -54,7 +55,7 @@ def test_blocks_start_as_the_identity():
 
 
 def test_several_captions_are_judged_as_one_by_one():
-    network = Discriminator(CONFIG)
+    network: Any = Discriminator(CONFIG)
     params = network.init(jax.random.key(5), IMAGE[:4], POOLED[:4])
     several = jnp.stack([POOLED[:4], POOLED[4:8], POOLED[8:12]], 1)
     logits = network.apply(params, IMAGE[:4], several)
@@ -65,13 +66,14 @@ def test_several_captions_are_judged_as_one_by_one():
 
 
 def test_resampling_is_bilinear_as_in_pytorch():
-    x = np.asarray(IMAGE[:2, :8, :6])
+    x = IMAGE[:2, :8, :6]
+    for_torch = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
     theirs = torch.nn.functional.interpolate(
-        torch.tensor(x).permute(0, 3, 1, 2), scale_factor=2, mode="bilinear", align_corners=False
+        for_torch, scale_factor=2, mode="bilinear", align_corners=False
     )
     np.testing.assert_allclose(upsampled(x), theirs.permute(0, 2, 3, 1), atol=1e-6)
     theirs = torch.nn.functional.interpolate(
-        torch.tensor(x).permute(0, 3, 1, 2), scale_factor=0.5, mode="bilinear", antialias=True
+        for_torch, scale_factor=0.5, mode="bilinear", antialias=True
     )
     np.testing.assert_allclose(downsampled(x), theirs.permute(0, 2, 3, 1), atol=1e-6)
 
