@@ -6,12 +6,14 @@ from typing import Any, Literal
 import jax
 
 from jaxgen import config as configs
+from jaxgen import methods
 from jaxgen.config import Experiment
 from jaxgen.diffusion import denoiser
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
+from jaxgen.methods.diffusion import Diffusion
 from jaxgen.methods.text_to_image import TextToImage, codec_shapes
 from jaxgen.state import State
 
@@ -58,8 +60,10 @@ class Distilled(TextToImage):
     def accept(self, role: str, other: Any, where: str) -> None:
         if role != "teacher":
             return
-        if not isinstance(getattr(other, "model", None), Denoiser):
-            raise UserError(f"--teacher {where} is no diffusion model but {other.name!r}")
+        if not isinstance(other, Diffusion):
+            raise UserError(
+                f"--teacher {where} is no diffusion model but a run of {methods.name(other)}"
+            )
         mine, its = _shape(self), _shape(other)
         unlike = {
             "data.size": (self.data.size, other.data.size),
