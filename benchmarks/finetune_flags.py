@@ -55,7 +55,7 @@ class Options:
     are."""
     root: str = "data"
     """Folder where prepared data sets are kept."""
-    steps: int = 400
+    steps: int = 800
     """Train steps of each run."""
     seed: int = 0
     """Seed of the choice of flags, and of the noise."""
