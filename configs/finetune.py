@@ -3,8 +3,8 @@
 Command:  python -m jaxgen.train --config=finetune --data.name=imagefolder:my_pictures
 Hardware: 2 CPU cores.
 Time:     not measured on an idle machine yet.
-Result:   not known yet. After 120 of these steps on 26 flags (benchmarks/finetune_flags.py) one step
-          draws flags, but hardly tells one country from another: new words take longest.
+Result:   not known yet. 120 steps on 26 flags (benchmarks/finetune_flags.py) were too few: they
+          draw flags, but hardly tell one country from another. New words take longest.
 
 All weights are trained; `--lora.rank=8 --optimizer.learning-rate=3e-3 --new-word-rate=1` trains
 adapters of the attention and the words instead, which changed old captions' pictures less. Words
