@@ -26,6 +26,8 @@ config = Ladd(
     shown=teacher.shown,
     # Of this teacher 8 steps are as good as 50 by our measures, and a sixth of the time.
     drawn=Drawing(count=1500, steps=8, guidance=teacher.guidance),
+    # A head is mostly compiling: four, at the second level down, the middle, the last two up.
+    taps=(1, 3, 5, 6),
     # The paper's noise levels: there the logit of t̂ is ln σ/α, to which a shift adds its logarithm.
     noise_mean=1.0 - math.log(teacher.model.schedule.shift),
     warmup_steps=40,  # of 400; the paper's 500 are of many more

@@ -89,8 +89,8 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             sources[name] = folder
         else:
             raise UserError(
-                f"--{name} {value!r} is no folder of weights or finished run, no config "
-                f"({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
+                f"--{name.replace('_', '-')} {value!r} is no folder of weights or finished run, no "
+                f"config ({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
             )
     run.refuse_other(config, methods.name(config))
     return [*before, Stage(role, config, sources)]

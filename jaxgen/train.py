@@ -194,30 +194,30 @@ def _opened(config: Experiment, split: str) -> Source:
 
 
 def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> Tokenizer:
-    """That of a network of words which the run builds on; else one that knows the data's words.
+    """That of the network which the run builds on, with the data's words added where it may learn.
 
-    UserError where its words cannot be added to and none of them is in a good half of the captions.
+    Without such a network one that knows the data's words. UserError where words cannot be added
+    and a good half of the captions has none that is known.
     """
     captions = [text for texts in source.captions for text in texts]
     for role, found in filled.items():
-        if isinstance(found, Loaded) and hasattr(methods.of(found.config), "seen_words"):
-            method = methods.of(found.config)
-            if role == config.words_of:
-                met = method.seen_words(found.weights)
-                strange = [
-                    text for text in captions if not words.has_met(found.tokenizer, text, met)
-                ]
-                if 2 * len(strange) > len(captions):
-                    raise UserError(
-                        f"the {role} {found.folder} was trained with other words: it has met none "
-                        f"of {strange[0]!r}, nor of {len(strange)} of the {len(captions)} captions "
-                        f"of {config.data.name}; train one on these, for instance --{role}=train"
-                    )
-            unknown = {w for text in captions for w in words.unknown_words(found.tokenizer, text)}
-            if unknown:
-                print(f"{len(unknown)} words of the captions are unknown to {found.folder}, "
-                      f"such as {', '.join(sorted(unknown)[:5])}")  # fmt: skip
-            return found.tokenizer
+        if not (isinstance(found, Loaded) and hasattr(methods.of(found.config), "seen_words")):
+            continue
+        if role != config.words_of:
+            return words.extended(found.tokenizer, captions)
+        met = methods.of(found.config).seen_words(found.weights)
+        strange = [text for text in captions if not words.has_met(found.tokenizer, text, met)]
+        if 2 * len(strange) > len(captions):
+            raise UserError(
+                f"the {role} {found.folder} was trained with other words: it has met none of "
+                f"{strange[0]!r}, nor of {len(strange)} of the {len(captions)} captions of "
+                f"{config.data.name}; train one on these, for instance --{role}=train"
+            )
+        unknown = {w for text in captions for w in words.unknown_words(found.tokenizer, text)}
+        if unknown:
+            print(f"{len(unknown)} words of the captions are unknown to {found.folder}, "
+                  f"such as {', '.join(sorted(unknown)[:5])}")  # fmt: skip
+        return found.tokenizer
     return words.build(captions)
 
 

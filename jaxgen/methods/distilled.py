@@ -13,7 +13,7 @@ from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
-from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.diffusion import Diffusion, merged
 from jaxgen.methods.text_to_image import TextToImage, codec_shapes
 from jaxgen.state import State
 
@@ -115,7 +115,8 @@ def as_sampled(config: Distilled, frozen: Any, network: Any) -> denoiser.Weights
 
 def frozen_teacher(config: Distilled, filled: dict[str, Any]) -> dict[str, Any]:
     """The teacher's networks, and its codec if it has one, from what was found for the role."""
-    teacher = filled["teacher"].weights
+    found = filled["teacher"]
+    teacher = merged(found.config, found.weights)
     codec = {"codec": teacher["codec"]} if config.codec else {}
     return {"teacher": teacher["denoiser"], "text": teacher["text"], **codec}
 

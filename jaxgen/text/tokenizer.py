@@ -44,6 +44,15 @@ def build(words: Iterable[str] = (), french: int = 50_000, english: int = 20_000
     return _word_level(vocabulary)
 
 
+def extended(tokenizer: Tokenizer, captions: Sequence[str]) -> Tokenizer:
+    """The tokenizer with the captions' unknown words added after its own, whose ids stay."""
+    vocabulary = tokenizer.get_vocab()
+    for text in captions:
+        for word in unknown_words(tokenizer, text):
+            vocabulary.setdefault(word, len(vocabulary))
+    return _word_level(vocabulary)
+
+
 def split(tokenizer: Tokenizer, text: str) -> list[str]:
     """The words of a text, normalised, in order, known or not."""
     normal = tokenizer.normalizer.normalize_str(text)

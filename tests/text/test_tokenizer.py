@@ -18,6 +18,8 @@ from jaxgen.text.tokenizer import (
     build,
     check_prompt,
     encode,
+    extended,
+    has_met,
     split,
     unknown_words,
 )
@@ -179,3 +181,20 @@ def test_ten_thousand_words_make_one_short_line(tokenizer, word):
     assert "first 14 of 10000 words" in line
     assert len(line) < 500
     assert "\n" not in line
+
+
+def test_new_words_come_after_the_old_ones_which_keep_their_numbers() -> None:
+    old = build(["alpha zyx"], french=5, english=0)
+    new = extended(old, ["Zyx Qwv alpha", "qwv mnb"])
+    assert new.get_vocab().items() >= old.get_vocab().items()
+    size = old.get_vocab_size()
+    assert (new.token_to_id("qwv"), new.token_to_id("mnb")) == (size, size + 1)
+    assert new.get_vocab_size() == size + 2
+    assert unknown_words(new, "qwv mnb zyx") == []
+
+
+def test_a_caption_is_met_by_one_of_its_words() -> None:
+    known = build(["alpha zyx"], french=5, english=0)
+    seen = {known.token_to_id("zyx")}
+    assert has_met(known, "Alpha, ZYX", seen)
+    assert not has_met(known, "alpha unheard", seen)
