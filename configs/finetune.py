@@ -8,7 +8,7 @@ Result:   not known yet. 120 steps on 26 flags (benchmarks/finetune_flags.py) we
 
 All weights are trained; `--lora.rank=8 --optimizer.learning-rate=3e-3 --new-word-rate=1` trains
 adapters of the attention and the words instead, which changed old captions' pictures less. Words
-that the vocabulary of the shipped model lacks (it says which) are all one word to it.
+that the vocabulary of the shipped model lacks are added to it.
 """
 
 import dataclasses
