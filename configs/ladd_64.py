@@ -21,7 +21,8 @@ config = Ladd(
     data=teacher.data,
     model=teacher.model,
     drawn=Drawing(count=20_000, steps=50, guidance=teacher.guidance),
-    noise_mean=1.0 - math.log(teacher.model.schedule.shift),  # the paper's levels, as in ladd.py
+    # As in ladd.py.
+    noise_mean=1.0 - math.log(teacher.model.schedule.shift * 128 / teacher.data.size),
     train=Train(steps=10_000, batch=128, ema=0.999, sample_every=1000, checkpoint_every=500),
     optimizer=Optimizer(learning_rate=2e-5, warmup=100, b1=0.9, b2=0.99),
     judge_optimizer=Optimizer(learning_rate=2e-4, warmup=0, b1=0.0, b2=0.99, clip=10.0),
