@@ -2,7 +2,7 @@
 
 Command:  python -m jaxgen.train --config=ladd
 Hardware: 2 CPU cores.
-Time:     not measured whole yet; parts, on a busy machine: a step .95 to 1.5 s, compiling 1 to 2 min.
+Time:     not measured whole yet; on a busy machine a step took 1 to 1.5 s, compiling 1 to 2 minutes.
 Result:   not measured yet.
 """
 
@@ -26,15 +26,15 @@ config = Ladd(
     shown=teacher.shown,
     # Of this teacher 8 steps are as good as 50 by our measures, and a sixth of the time.
     drawn=Drawing(count=1500, steps=8, guidance=teacher.guidance),
-    # A head is mostly compiling: four, at the second level down, the middle, the last two up.
+    # Four heads, for each takes long to compile: at the second level down, the middle, the last two up.
     taps=(1, 3, 5, 6),
-    # The paper's 1 is of codes 128 a side without a shift; a smaller image drowns in less noise (Esser
-    # et al. 2024, eq. 23). At the paper's own noise the judge was still at chance after 90 steps.
+    # The paper's 1 is of codes 128 a side without a shift; a smaller image drowns in less noise
+    # (Esser et al. 2024, eq. 23). At the paper's own the judge was still at chance after 90 steps.
     noise_mean=1.0 - math.log(teacher.model.schedule.shift * 128 / teacher.data.size),
     warmup_steps=40,  # of 400; the paper's 500 are of many more
     train=Train(steps=400, batch=24, ema=0.99, sample_every=200, checkpoint_every=100),
     # As in add.py: with a higher rate, or without momentum, the student forgets its teacher.
     optimizer=Optimizer(learning_rate=3e-5, warmup=50, b1=0.9, b2=0.99),
-    # At 5e-4 the judge learnt half as fast (40 steps of it alone, by hand).
+    # At 5e-4 the judge learnt less than half as fast (40 steps of it alone, by hand).
     judge_optimizer=Optimizer(learning_rate=2e-3, warmup=0, b1=0.0, b2=0.99, clip=10.0),
 )
