@@ -2,7 +2,7 @@
 
 Command:  python -m jaxgen.train --config=ladd
 Hardware: 2 CPU cores.
-Time:     not measured whole yet; on a busy machine a step took 1 to 1.5 s, compiling 1 to 2 minutes.
+Time:     not measured whole yet; a step took 1 to 1.5 s on a busy machine.
 Result:   not measured yet.
 """
 
@@ -26,7 +26,7 @@ config = Ladd(
     shown=teacher.shown,
     # Of this teacher 8 steps are as good as 50 by our measures, and a sixth of the time.
     drawn=Drawing(count=1500, steps=8, guidance=teacher.guidance),
-    # Four heads, for each takes long to compile: at the second level down, the middle, the last two up.
+    # Four heads, as each takes long to compile: second level down, middle, the last two up.
     taps=(1, 3, 5, 6),
     # The paper's 1 is of codes 128 a side without a shift; a smaller image drowns in less noise
     # (Esser et al. 2024, eq. 23). At the paper's own the judge was still at chance after 90 steps.
