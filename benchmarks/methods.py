@@ -1,5 +1,8 @@
 """Every method on the same pictures, trained on as many of them, measured by the same measures.
 
+Codes are of the same pictures at 64 px, and so are the real ones that their samples are compared
+with; the grader sees all at its own size.
+
     python -m benchmarks.methods --images=32000
 
 Trains each method's config as `methods/NAME` (a run that is finished is reused), evaluates it,
@@ -25,10 +28,11 @@ from jaxtyping import UInt8
 from benchmarks import machine
 from benchmarks.sampling_latency import RESULTS
 from jaxgen import config as configs
-from jaxgen import methods, quality, stages
+from jaxgen import evaluate, methods, quality, stages
 from jaxgen.data.source import Source
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
+from jaxgen.metrics.measures import LEAST
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime import pictures
@@ -50,6 +54,8 @@ class Spec:
     """Images that it sees, over those of the others."""
     roles: tuple[tuple[str, str], ...] = ()
     """Roles that are filled by other rows' runs."""
+    own_data: bool = True
+    """Whether its config learns the same pictures as the others."""
 
 
 SPECS = (
@@ -58,7 +64,7 @@ SPECS = (
     Spec("dit", "50,1"),
     Spec("threshold_diffusion", "50,1"),
     Spec("gan"),
-    Spec("vae"),
+    Spec("vae", own_data=False),
     Spec("latent_diffusion", "50,1", roles=(("codec", "vae"),)),
     Spec("add", "1,4", 0.25, (("teacher", "diffusion"),)),
     Spec("ladd", "1,4", 0.25, (("teacher", "diffusion"),)),
@@ -81,11 +87,15 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for what cannot be measured."""
+        if self.samples < LEAST:
+            raise UserError(f"--samples is {self.samples}; the measures need {LEAST} or more")
         if self.images < 1000:
             raise UserError(f"--images is {self.images}; give 1000 or more")
         if unknown := {name for name in self.only.split(",") if name} - {s.config for s in SPECS}:
             known = ", ".join(spec.config for spec in SPECS)
             raise UserError(f"--only {min(unknown)!r} is none of {known}")
+        if not self.specs():
+            raise UserError(f"--only {self.only!r} names no method")
 
     def specs(self) -> list[Spec]:
         """The rows of the table."""
@@ -104,6 +114,7 @@ def main() -> None:
         device = machine.hardware()
         folder = RESULTS / machine.slug(device["device"], device["count"])
         folder.mkdir(parents=True, exist_ok=True)
+        name = f"methods_{options.only.replace(',', '_')}" if options.only else "methods"
         report = {
             "command": " ".join([PROGRAM, *sys.argv[1:]]),
             "hardware": device,
@@ -111,11 +122,12 @@ def main() -> None:
             "images": options.images,
             "rows": rows,
         }
-        (folder / "methods.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (folder / "methods.md").write_text(_table(rows), encoding="utf-8")
-        pictures.save(_grid(options), folder / "methods.png")
+        text = json.dumps(report, indent=1) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        (folder / f"{name}.md").write_text(_table(rows), encoding="utf-8")
+        pictures.save(_grid(options), folder / f"{name}.png")
         print(_table(rows))
-        print(f"numbers: {folder / 'methods.json'}, pictures: {folder / 'methods.png'}")
+        print(f"numbers: {folder / name}.json, pictures: {folder / name}.png")
 
 
 def _train(spec: Spec, options: Options) -> None:
@@ -124,13 +136,20 @@ def _train(spec: Spec, options: Options) -> None:
     arguments = [f"--config={spec.config}", f"--workdir={options.workdir}"]
     arguments += [f"--data.root={options.root}", f"--train.steps={steps}"]
     arguments += [f"--{role}={Path(options.workdir) / name}" for role, name in spec.roles]
+    if not spec.own_data:
+        arguments.append(f"--data.name={configs.load('diffusion').data.name}")
     _run("jaxgen.train", arguments)
+    done = stages.read(Path(options.workdir) / spec.config).step
+    if done != steps:
+        raise UserError(
+            f"{options.workdir}/{spec.config} has {done} steps, not {steps}; use another --workdir"
+        )
 
 
 def _evaluated(spec: Spec, options: Options) -> dict[str, Any]:
     """What `evaluate` says of the run; asked anew only where it is not known for these weights."""
     folder = Path(options.workdir) / spec.config
-    out = folder / f"quality_{options.samples}.json"
+    out = folder / f"quality_{options.samples}_{spec.steps.replace(',', '_')}.json"
     if not out.is_file() or out.stat().st_mtime < (folder / "model.safetensors").stat().st_mtime:
         arguments = [f"--run={folder}", f"--out={out}", f"--samples={options.samples}"]
         _run("jaxgen.evaluate", arguments + ([f"--steps={spec.steps}"] if spec.steps else []))
@@ -171,20 +190,7 @@ def _rows(
     return list(found.values())
 
 
-COLUMNS = (
-    ("Fréchet", "frechet", 1, 1),
-    ("KID·10³", "kid", 1000, 1),
-    ("precision", "precision", 100, 0),
-    ("recall", "recall", 100, 0),
-    ("density", "density", 100, 0),
-    ("coverage", "coverage", 100, 0),
-    ("modes", "modes", 100, 0),
-    ("told", "expert", 100, 0),
-    ("R@1", "retrieval@1", 100, 0),
-    ("R@10", "retrieval@10", 100, 0),
-    ("nearest", "nearest_ratio", 1, 2),
-    ("copied", "copied", 100, 0),
-)  # title, name, factor, digits
+COLUMNS = {title: what for title, what in evaluate.COLUMNS.items() if what[0] != "cmmd"}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
@@ -192,13 +198,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     parts = []
     for captions in (quality.TRAINING, quality.HELD_OUT):
         titles = ["method", "sampler", "px", "trained, M", "images", "s/image"]
-        lines = [[*titles, *(title for title, *_ in COLUMNS)]]
+        lines = [[*titles, *COLUMNS]]
         lines.append(["---"] * len(lines[0]))
         for row in rows:
             trained = sum(row["parameters"].values()) / 1e6
             line = [row["method"], row["sampler"], str(row["size"]), f"{trained:.1f}"]
             line += [str(row["images"]), f"{row['seconds_per_image']:.4f}"]
-            for _, name, factor, digits in COLUMNS:
+            for name, factor, digits in COLUMNS.values():
                 value, low, high = (factor * row[captions][name][k] for k in ESTIMATE)
                 line.append(f"{value:.{digits}f} ± {max(value - low, high - value):.{digits}f}")
             lines.append(line)

@@ -81,7 +81,7 @@ def grader(
         if weights:
             raise UserError(f"--weights {weights} goes with {', '.join(networks.NETWORKS)}")
         network = _classifier(name)
-    judged = [loaded.folder for loaded in runs if name in _eyes(loaded.config)]
+    judged = [loaded.folder for loaded in runs if name in stages.judged_by(loaded.config)]
     if judged and not own_eyes:
         raise UserError(
             f"{judged[0]} was trained by the verdict of {name}, which would flatter it; "
@@ -266,11 +266,6 @@ def as_json(row: Row, network: FeatureNetwork) -> dict[str, Any]:
         "batch": BATCH,
         "metrics": {f"{name} {which}": value._asdict() for name, value in row.found.items()},
     }
-
-
-def _eyes(config: Experiment) -> set[str]:
-    """Names and folders of what judged the run while it was trained."""
-    return {value for role, value in config.roles().items() if role != "teacher"}
 
 
 def _classifier(name: str) -> FeatureNetwork:

@@ -17,7 +17,7 @@ from jaxgen.data.picture import open_picture
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
 from jaxgen.runtime import mesh as meshes
-from jaxgen.runtime import pictures
+from jaxgen.runtime import pictures, reconstructions
 from jaxgen.text import tokenizer as words
 
 LINE = 7  # pictures on the line between two codes, both ends among them
@@ -110,7 +110,6 @@ def _reconstruct(loaded: stages.Loaded, method, options: Options, out: Path) -> 
         back = np.asarray(
             jax.jit(functools.partial(method.reconstruct, loaded.config))(loaded.weights, images)
         )
-    error = np.mean((back / 255 - images / 255) ** 2, axis=(1, 2, 3))
     scale = max(1, 128 // images.shape[1])
     columns = [("picture", images), ("reconstruction", back)]
     if len(images) > 1:
@@ -120,7 +119,7 @@ def _reconstruct(loaded: stages.Loaded, method, options: Options, out: Path) -> 
         files = [f"{a} to {b}" for a, b in zip(files, files[1:] + files[:1], strict=True)]
         columns += [("", line[:, n]) for n in range(1, LINE)]
     pictures.save(pictures.grid(columns, files, scale, blocks=1), out)
-    psnr = ", ".join(f"{-10 * np.log10(max(e, 1e-10)):.1f}" for e in error)
+    psnr = ", ".join(f"{value:.1f}" for value in reconstructions.psnr(images, back))
     print(f"{out}: {len(images)} picture(s) reconstructed, PSNR {psnr} dB")
 
 

@@ -20,6 +20,7 @@ import jaxgen
 from jaxgen import config as configs
 from jaxgen import methods
 from jaxgen.config import Experiment
+from jaxgen.data.source import digest
 from jaxgen.errors import UserError
 from jaxgen.runtime import run
 from jaxgen.runtime.checkpoints import Checkpoints
@@ -67,7 +68,7 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
     before: list[Stage] = []
     sources: dict[str, Path | str] = {}
     for name, value in config.roles().items():
-        if value in FEATURES:
+        if name == "features" and value in FEATURES:
             sources[name] = value
         elif value == TRAIN or value in configs.known():
             first = (
@@ -78,7 +79,8 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
                     name=f"{config.name}_{name}",  # two sets of pictures, two teachers
                 )
             )
-            first = dataclasses.replace(first, workdir=config.workdir)
+            data = dataclasses.replace(first.data, root=config.data.root)
+            first = dataclasses.replace(first, workdir=config.workdir, mesh=config.mesh, data=data)
             first.check()
             config.accept(name, first, f"config {first.name}")
             before += plan(first, name)
@@ -189,6 +191,29 @@ def _config(folder: Path) -> Experiment:
     method, values, _ = run.description(folder)
     kind = methods.kind(method)
     return configs.from_json(kind, json.dumps(values), str(folder / run.CONFIG))
+
+
+def fingerprint(filled: dict[str, Any], data: str) -> str:
+    """`data`, the fingerprint of the pictures, changed by any change of the weights built on."""
+    parts = [
+        role.encode() + (found.folder / run.WEIGHTS).read_bytes()
+        for role, found in sorted(filled.items())
+        if isinstance(found, Loaded)
+    ]
+    return digest(data.encode(), *parts) if parts else data
+
+
+def judged_by(config: Experiment) -> set[str]:
+    """What judged the run while it was trained, or anything that it builds on: names, folders."""
+    eyes: set[str] = set()
+    for role, value in config.roles().items():
+        if role == "features":
+            eyes.add(value)
+        elif (Path(value) / run.CONFIG).is_file():
+            eyes |= judged_by(_config(Path(value)))
+        elif value in configs.known():
+            eyes |= judged_by(configs.load(value))
+    return eyes
 
 
 def fill(stage: Stage) -> dict[str, Any]:

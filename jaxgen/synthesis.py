@@ -24,6 +24,7 @@ from jaxgen.state import stream
 from jaxgen.text import tokenizer as words
 
 BATCH = 64  # images that are drawn at once
+FORMAT = 1  # to be raised where the code changes what is drawn
 
 
 def drawn(
@@ -88,7 +89,8 @@ def _key(
         for field, (_, value) in configs.differences(type(config)(), config).items()
         if field.partition(".")[0] not in general
     }
-    told = (methods.name(config), config.data.size, sorted(own.items()), sampler, captions, seed)
+    how = (methods.name(config), config.data.size, sorted(own.items()))
+    told = (FORMAT, how, sampler, captions, seed)
     leaves = jax.tree_util.tree_leaves_with_path(loaded.weights)
     weights = [
         part

@@ -82,7 +82,8 @@ def _train(stage: Stage) -> None:
     mesh = meshes.make(config.mesh, config.train.batch)
     frozen = jax.device_put(method.frozen(config, filled), meshes.replicated(mesh))
     beside = _once(config, method, frozen, learnt)
-    description = (config, methods.name(config), tokenizer, source.labels, learnt.fingerprint)
+    fingerprint = stages.fingerprint(filled, learnt.fingerprint)
+    description = (config, methods.name(config), tokenizer, source.labels, fingerprint)
     with (
         run.opened(*description) as folder,
         contextlib.closing(
@@ -137,7 +138,11 @@ def _reconstruct(
 ) -> None:
     """How near pictures come back from their codes: held-out ones, or where none are the data's."""
     with contextlib.suppress(UserError):
-        source = _opened(config, "test")
+        held_out = _opened(config, "test")
+        source = held_out if len(held_out) > 1 else source
+    if len(source) < 2:
+        print("nothing is graded: one picture alone", flush=True)
+        return
     there, between = (
         functools.partial(function, config) for function in (method.reconstruct, method.between)
     )

@@ -73,7 +73,7 @@ class Diffusion(TextToImage):
         if role != "init_from":
             super().accept(role, other, where)
             return
-        if not isinstance(other, TextToImage):
+        if methods.name(other) not in ("diffusion", "add", "ladd"):
             raise UserError(
                 f"--init-from {where} is a run of {methods.name(other)}, not of a diffusion model"
             )

@@ -42,7 +42,12 @@ class Distilled(TextToImage):
         return {"teacher": self.teacher}  # whose weights hold the codec, if there is one
 
     def stage(self, role: str) -> Experiment:
-        config: Any = configs.load(self.teacher_config)
+        config = configs.load(self.teacher_config)
+        if not isinstance(config, Diffusion):
+            raise UserError(
+                f"--teacher-config {self.teacher_config} is a config of {methods.name(config)}, "
+                "and only diffusion can teach"
+            )
         train = config.train
         if self.teacher_train_steps:
             train = dataclasses.replace(train, steps=self.teacher_train_steps)
@@ -67,7 +72,7 @@ class Distilled(TextToImage):
         mine, its = _shape(self), _shape(other)
         unlike = {
             "data.size": (self.data.size, other.data.size),
-            "autoencoder": tuple(c.autoencoder if c.codec else "none" for c in (self, other)),
+            "autoencoder": tuple(c.codes or "none" for c in (self, other)),
         }
         for field in dataclasses.fields(mine):
             unlike[f"model.{field.name}"] = (getattr(mine, field.name), getattr(its, field.name))

@@ -2,9 +2,9 @@
 
 Sauer et al. 2024 (arXiv 2403.12015). Three players: the student, a diffusion network that starts
 from the teacher's weights; the teacher, frozen, in whose features pictures are judged, noised
-again; the judge, trainable heads on those features. Everything happens where diffusion does: no
-picture is decoded. The training pictures, which the judge takes for real, are the teacher's own
-guided samples, see `jaxgen.synthesis`.
+again; the judge, trainable heads on those features. The step happens where diffusion does: no
+picture is decoded in it. The training pictures, which the judge takes for real, are the teacher's
+own guided samples, see `jaxgen.synthesis`; of a teacher of codes they are kept as pictures.
 
 What the paper leaves open is decided so: a picture and the student's answer to it are noised to the
 same t̂ by the same noise, so that their verdicts differ by the pictures alone; the teacher reads

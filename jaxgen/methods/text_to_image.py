@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from jaxgen import config as configs
+from jaxgen import methods
 from jaxgen.config import Experiment
 from jaxgen.diffusion import codec as codecs
 from jaxgen.diffusion import denoiser
@@ -25,6 +26,7 @@ from jaxgen.state import Batch, Once
 
 Images = Float[Array, "b h w c"]
 CODES = "codes"
+HOW = ("dtype", "remat")  # fields of a network that its weights do not depend on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,12 @@ class TextToImage(Experiment):
         return self.data.size // self.autoencoder.factor if self.codec else self.data.size
 
     @property
+    def codes(self) -> AutoencoderConfig | None:
+        """The shape of the codec without how it computes; None where pixels are diffused."""
+        how = {name: AutoencoderConfig.__dataclass_fields__[name].default for name in HOW}
+        return dataclasses.replace(self.autoencoder, **how) if self.codec else None
+
+    @property
     def iterative(self) -> Sampler:
         """The many-step, guided sampler."""
         return Sampler(steps=self.sampler_steps, guidance=self.guidance)
@@ -71,9 +79,13 @@ class TextToImage(Experiment):
         if role != "codec":
             return
         if not isinstance(other, Vae):
-            raise UserError(f"--codec {where} is no autoencoder but {other.name!r}; train a vae")
+            raise UserError(
+                f"--codec {where} is no autoencoder but a run of {methods.name(other)}; train a vae"
+            )
         unlike = {"data.size": (self.data.size, other.data.size)}
         for field in dataclasses.fields(AutoencoderConfig):
+            if field.name in HOW:
+                continue
             mine, its = (getattr(c.autoencoder, field.name) for c in (self, other))
             unlike[f"autoencoder.{field.name}"] = mine, its
         for name, (mine, its) in unlike.items():

@@ -53,7 +53,8 @@ class Vae(Experiment):
     adversarial: float = 0.5
     """Weight of the discriminator's verdict, on top of the adaptive weight; 0: there is none."""
     adversarial_from: float = 0.5
-    """Share of `train.steps` after which the discriminator joins in."""
+    """Share of `train.steps` after which the discriminator joins in: a run that is taken up with
+    more of them may leave it out again for a while."""
     discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
     discriminator_optimizer: Optimizer = Optimizer(learning_rate=5e-4, b1=0.5, clip=10.0)
 
@@ -197,11 +198,16 @@ def train_step(config: Vae, state: State, frozen: Any, batch: Batch) -> tuple[St
         state.params["autoencoder"],
     )
     moments = {"mean": jnp.mean(seen.mean), "square": jnp.mean(seen.mean**2)}
-    averaged = {"autoencoder": new["autoencoder"], "latents": moments}
     return State(
         step=state.step + 1,
         params=new,
-        ema=moving_average(state.ema, averaged, config.train.ema, state.step),
+        ema={
+            "autoencoder": moving_average(
+                state.ema["autoencoder"], new["autoencoder"], config.train.ema, state.step
+            ),
+            # Over the last hundred batches, however slowly the weights are averaged.
+            "latents": moving_average(state.ema["latents"], moments, 0.99, state.step),
+        },
         opt_state=opt_state,
     ), {
         "loss": loss,
@@ -310,7 +316,10 @@ def psnr(image: Images, real: Images) -> Float[Array, " b"]:
 
 
 def weights(config: Vae, state: State, frozen: Any) -> Weights:
-    """The autoencoder averaged over training, and `scale`, 1 / standard deviation of its means."""
+    """The autoencoder averaged over training, and `scale`.
+
+    That is 1 / standard deviation of its means over the last hundred batches of training pictures.
+    """
     del config, frozen
     moments = state.ema["latents"]
     variance = moments["square"] - moments["mean"] ** 2
@@ -377,5 +386,7 @@ def _optimizers(config: Vae) -> dict[str, Any]:
     steps = config.train.steps
     return {
         "autoencoder": optimizer.build(config.optimizer, steps),
-        "discriminator": optimizer.build(config.discriminator_optimizer, steps - _alone(config)),
+        "discriminator": optimizer.build(
+            config.discriminator_optimizer, max(1, steps - _alone(config))
+        ),
     }

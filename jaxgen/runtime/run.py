@@ -26,6 +26,7 @@ FREE = ("workdir", "shown", "data.root", "mesh.", "train.steps")
 FREE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
 FREE += (
     "model.text.vocabulary",
+    "text.vocabulary",
     "resnet.classes",
     "vit.classes",
 )  # follow from the data, which are compared too
@@ -41,8 +42,8 @@ def opened(
 ) -> Iterator[Path]:
     """The run's folder, made or found again, locked against a second process.
 
-    `fingerprint` is that of the data. Raises UserError when the folder cannot be written, is in
-    use, or holds a run of another config or other data.
+    `fingerprint` is that of the data and of the weights that the run builds on. Raises UserError
+    when the folder cannot be written, is in use, or holds a run of another config or other data.
     """
     folder = config.folder
     try:
@@ -115,7 +116,10 @@ def _refuse_other_data(folder: Path, fingerprint: str) -> None:
     if (folder / CONFIG).is_file():
         before = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("data")
         if before != fingerprint:
-            raise UserError(f"the data of {folder} have changed since it began; use another --name")
+            raise UserError(
+                f"the data of {folder}, or the weights that it builds on, have changed since it "
+                "began; use another --name"
+            )
 
 
 def _description(config: Experiment, method: str, labels: Sequence[str], fingerprint: str) -> str:

@@ -153,7 +153,7 @@ def test_a_codec_must_fit(config: Diffusion) -> None:
     other = Vae(name="wide", data=config.data, autoencoder=wide)
     with pytest.raises(UserError, match=r"latent_channels is 4, that of the codec runs/wide is 8"):
         config.accept("codec", other, "runs/wide")
-    with pytest.raises(UserError, match="runs/d is no autoencoder but 'tiny'"):
+    with pytest.raises(UserError, match="runs/d is no autoencoder but a run of diffusion"):
         config.accept("codec", config, "runs/d")
     with pytest.raises(UserError, match=r"unet.channels is 4; the codec's codes have 8"):
         dataclasses.replace(config, autoencoder=wide).check()
