@@ -23,11 +23,11 @@ FRENCH = {"red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune"}
 TEACHER = """
 from jaxgen.config import Data, Optimizer, Train
 from jaxgen.methods.diffusion import Diffusion
-from tiny import MODEL
+from tiny import DIT_MODEL
 config = Diffusion(
     name="teacher",
     data=Data(name="imagefolder:pictures", size=16),
-    model=MODEL,
+    model=DIT_MODEL,
     train=Train(steps=60, batch=8, log_every=1, sample_every=0, checkpoint_every=10),
     optimizer=Optimizer(decay="constant"),  # so that any number of steps is the same program
     sampler_steps=3,

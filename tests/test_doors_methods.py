@@ -16,9 +16,8 @@ from jaxgen.config import Data, Drawing, Optimizer, Train
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.methods.diffusion import Diffusion
 from jaxgen.models.autoencoder import AutoencoderConfig
-from jaxgen.models.dit import DiTConfig
 from jaxgen.models.lora import Lora
-from tiny import MODEL
+from tiny import DIT_MODEL as model
 steady = Optimizer(decay="constant", warmup=0)  # any number of steps is then the same program
 common = dict(
     data=Data(name="imagefolder:pictures", size=16),
@@ -27,10 +26,7 @@ common = dict(
     shown=tuple(f"square {number}" for number in range(8)),
 )
 codec = AutoencoderConfig(block_out=(8, 8), layers=1, groups=4, mid_attention=False)
-# A transformer of one block compiles in a third of the time of the smallest UNet.
-dit = DiTConfig(patch=4, width=16, depth=1, heads=2, context_width=16, added_width=16)
-model = dataclasses.replace(MODEL, network='dit', dit=dit)
-latent = dataclasses.replace(model, dit=dataclasses.replace(dit, channels=4))
+latent = dataclasses.replace(model, dit=dataclasses.replace(model.dit, channels=4))
 one = dict(sampler_steps=1, guidance=1.0)
 """
 CONFIGS = {
