@@ -120,7 +120,7 @@ def report(
     left = budget - (time.monotonic() - begun)
     timings = timing.measure([p.candidate for p in plan], repeats, left, say)
     both = list(zip(plan, timings, strict=True))
-    unet = subject.model.unet
+    backbone = subject.model.backbone
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "benchmark": "sampling_latency",
@@ -130,9 +130,9 @@ def report(
         "versions": machine.versions(),
         "subject": {
             "size": subject.size,
-            "channels": unet.channels,
+            "channels": backbone.channels,
             "output": subject.output,
-            "dtype": unet.dtype,
+            "dtype": backbone.dtype,
             "matmul_precision": precision or "default",
             "parameters": {name: _size(tree) for name, tree in subject.weights.items()},
             "flops_per_image": flops._asdict(),
@@ -197,8 +197,8 @@ def _subject(options: Options) -> Subject:
         subject = subjects.named(options.shape or "tiny")
     if options.dtype is None:
         return subject
-    unet = dataclasses.replace(subject.model.unet, dtype=options.dtype)
-    model = dataclasses.replace(subject.model, unet=unet)
+    backbone: Any = dataclasses.replace(subject.model.backbone, dtype=options.dtype)
+    model = dataclasses.replace(subject.model, **{subject.model.network: backbone})
     return dataclasses.replace(subject, name=f"{subject.name}-{options.dtype}", model=model)
 
 

@@ -120,8 +120,8 @@ def _facts(report: Report) -> list[str]:
         f"{report['hardware']['processor']}, {report['hardware']['cores']} cores; "
         f"Python {versions['python']}, jax {versions['jax']}",
         f"{side} x {side} x {channels}, decode makes uint8 of {subject['output']}; "
-        f"parameters: text {millions['text']:.1f} M, UNet {millions['unet']:.1f} M; "
-        f"GFLOPs an image: text {_figure(flops['text'])}, UNet call {_figure(flops['network'])}",
+        f"parameters: text {millions['text']:.1f} M, denoiser {millions['denoiser']:.1f} M; "
+        f"GFLOPs an image: text {_figure(flops['text'])}, one call {_figure(flops['network'])}",
         f"medians of {report['repeats']} interleaved runs, seconds per image",
     ]
 

@@ -50,7 +50,7 @@ class Flops(NamedTuple):
     text: float
     """Encoding its caption."""
     network: float
-    """One call of the UNet."""
+    """One call of the network that denoises."""
 
 
 def named(shape: str) -> Subject:
@@ -66,6 +66,10 @@ def of_run(folder: Path) -> Subject:
     model = getattr(config, "model", None)
     if not isinstance(model, Denoiser):
         raise UserError(f"--run {folder} holds no text-to-image model: it draws nothing")
+    if config.codec or "lora" in loaded.weights:
+        raise UserError(
+            f"--run {folder} draws through a codec or adapters, which are not timed yet"
+        )
     name = folder.resolve().name
     return Subject(name, model, config.data.size, config.guidance, loaded.weights)
 

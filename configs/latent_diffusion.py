@@ -2,6 +2,8 @@
 
 Command:  python -m jaxgen.train --config=latent_diffusion
 Hardware: 2 CPU cores.
+Time:     37 minutes beside much other work, without the codec.
+Result:   loss .017. Of the 12 captions shown, hearts, faces, carrot and apple can be told, blurred.
 """
 
 import dataclasses

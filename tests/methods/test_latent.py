@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import MODEL, SIZE
+from tiny import DIT_MODEL, SIZE
 
 from jaxgen.config import Data
 from jaxgen.diffusion import codec as codecs
@@ -27,7 +27,9 @@ from jaxgen.state import State, stream
 CODEC = AutoencoderConfig(
     latent_channels=4, block_out=(8, 8), layers=1, groups=4, mid_attention=False
 )
-LATENT_MODEL = dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, channels=4, patch=1))
+LATENT_MODEL = dataclasses.replace(
+    DIT_MODEL, dit=dataclasses.replace(DIT_MODEL.dit, channels=4, patch=2)
+)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def test_a_codec_must_fit(config: Diffusion) -> None:
         config.accept("codec", other, "runs/wide")
     with pytest.raises(UserError, match="runs/d is no autoencoder but a run of diffusion"):
         config.accept("codec", config, "runs/d")
-    with pytest.raises(UserError, match=r"unet.channels is 4; the codec's codes have 8"):
+    with pytest.raises(UserError, match=r"dit.channels is 4; the codec's codes have 8"):
         dataclasses.replace(config, autoencoder=wide).check()
     with pytest.raises(UserError, match="channels is 4; images have 3"):
         dataclasses.replace(config, codec="").check()

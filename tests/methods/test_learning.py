@@ -5,7 +5,6 @@ import functools
 
 import jax
 import numpy as np
-import pytest
 
 from jaxgen.config import Optimizer, Train
 from jaxgen.diffusion import schedule as schedules
@@ -14,20 +13,15 @@ from jaxgen.methods import diffusion
 from jaxgen.methods.diffusion import Diffusion
 
 
-@pytest.mark.parametrize(
-    ("kind", "prediction", "steps"), [("flow", "x0", 1000), ("cosine", "v", 1800)]
-)
-def test_a_handful_of_images_is_reproduced(
-    diffusion_config: Diffusion, batch, kind: str, prediction: str, steps: int
-) -> None:
+def test_a_handful_of_images_is_reproduced(diffusion_config: Diffusion, batch) -> None:
     config = dataclasses.replace(
         diffusion_config,
         model=dataclasses.replace(
             diffusion_config.model,
-            schedule=schedules.Schedule(kind=kind, zero_terminal_snr=kind == "cosine"),  # pyright: ignore
-            prediction=prediction,  # pyright: ignore
+            schedule=schedules.Schedule(kind="flow"),
+            prediction="x0",
         ),
-        train=Train(steps=steps, batch=16, ema=0.99),
+        train=Train(steps=1000, batch=16, ema=0.99),
         optimizer=Optimizer(learning_rate=4e-3, warmup=50),
     )
     many = {name: np.tile(v, (2,) + (1,) * (v.ndim - 1)) for name, v in batch.items()}
