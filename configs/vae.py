@@ -1,9 +1,10 @@
 """A KL autoencoder of OpenMoji: 64 x 64 pixels to codes of 16 x 16 x 4 and back.
 
 Command:  python -m jaxgen.train --config=vae
-Hardware: meant for 2 CPU cores; a step takes about 1 s of CPU time, both cores together.
-Time:     not trained to its end yet; 10 to 15 minutes are expected. After 100 steps alone
-          shapes are there and colours are not (12.5 dB on held-out pictures).
+Hardware: 2 CPU cores; a step takes about 1 s of CPU time, both cores together.
+Time:     34 minutes beside much other work.
+Result:   21.7 dB on 165 held-out pictures (21.4 to 22.1): lines and shapes are right, some reds and
+          greens lose their colour.
 
 The plain autoencoder that `python -m benchmarks.continuity` sets beside it:
 python -m jaxgen.train --config=vae --name=vae_plain --kl=0

@@ -1,0 +1,48 @@
+"""Who may teach: a diffusion run, and no other, whatever networks it has."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from jaxgen import config as configs
+from jaxgen import train
+from jaxgen.config import Experiment
+from jaxgen.errors import UserError
+from jaxgen.methods.add import Add
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.stages import Loaded
+from jaxgen.text import tokenizer as words
+
+
+@pytest.mark.parametrize("name", ["gan", "vae", "classifier", "threshold_diffusion"])
+def test_a_student_asked_of_another_run_is_refused_by_its_method(name: str) -> None:
+    student, other = configs.load("add"), configs.load(name)
+    with pytest.raises(
+        UserError, match=f"--teacher runs/x is no diffusion model but a run of {name}"
+    ):
+        student.accept("teacher", other, "runs/x")
+    with pytest.raises(UserError, match=f"--teacher-config {name} is a config of {name}"):
+        dataclasses.replace(student, teacher_config=name).stage("teacher")
+
+
+def test_a_teacher_of_other_words_is_refused_and_base_weights_learn_them(
+    add_config: Add, diffusion_config: Diffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = words.build(["red square"], french=2, english=0)
+    weights = {"met": frozenset(map(known.token_to_id, ("red", "square")))}
+    method = SimpleNamespace(seen_words=lambda weights: weights["met"])
+    monkeypatch.setattr(train.methods, "of", lambda config: method)
+    found = Loaded(diffusion_config, known, weights, 1, configs.Path("runs/t"), ())  # pyright: ignore
+
+    def source(*captions: str) -> SimpleNamespace:
+        return SimpleNamespace(captions=[(caption,) for caption in captions])
+
+    def asked(config: Experiment, role: str, *captions: str):
+        return train._tokenizer(config, {role: found}, source(*captions))  # pyright: ignore
+
+    assert asked(add_config, "teacher", "red fish", "a square") is known
+    with pytest.raises(UserError, match=r"runs/t was trained with other words: .*'blue fish'"):
+        asked(add_config, "teacher", "blue fish", "green bird", "red square")
+    grown = asked(diffusion_config, "init_from", "blue fish")
+    assert grown.token_to_id("fish") >= known.get_vocab_size()
