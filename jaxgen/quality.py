@@ -7,13 +7,13 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from jaxgen import methods, stages
 from jaxgen.config import Experiment
@@ -143,23 +143,13 @@ def drawn(
     loaded: Loaded, sampler: Sampler, ids: Int[np.ndarray, "m length"], seed: int
 ) -> tuple[UInt8[np.ndarray, "m h w 3"], float]:
     """An image for each caption, and the seconds that one took."""
-    method = methods.of(loaded.config)
-    mesh = meshes.dividing(BATCH)
-    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
-    weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
-    full = np.concatenate([ids, np.repeat(ids[-1:], -len(ids) % BATCH, axis=0)])
-    blocks = [
-        jax.device_put(full[start : start + BATCH], meshes.over_batch(mesh))
-        for start in range(0, len(full), BATCH)
-    ]
+    sample = functools.partial(methods.of(loaded.config).sample, loaded.config)
     key = jax.random.key(seed)
-    with stages.fitting(loaded):
-        compiled = program.lower(weights, key, blocks[0], sampler).compile()
-    images, begun = [], time.monotonic()
-    for number, block in enumerate(blocks):
-        images.append(np.asarray(compiled(weights, jax.random.fold_in(key, number), block)))
-    seconds = (time.monotonic() - begun) / len(full)
-    return np.concatenate(images)[: len(ids)], seconds
+
+    def draw(weights: Any, number: Int[Array, ""], block: Int[Array, "b length"]) -> Array:
+        return sample(weights, jax.random.fold_in(key, number), block, sampler)
+
+    return _in_blocks(loaded, draw, ids)
 
 
 def reconstructed(
@@ -167,19 +157,26 @@ def reconstructed(
 ) -> tuple[UInt8[np.ndarray, "m h w 3"], float]:
     """The images through an autoencoder's codes and back, and the seconds that one took."""
     reconstruct = functools.partial(methods.of(loaded.config).reconstruct, loaded.config)
+    return _in_blocks(loaded, lambda weights, _, block: reconstruct(weights, block), images)
+
+
+def _in_blocks(
+    loaded: Loaded, program: Callable[[Any, Any, Any], Array], rows: Any
+) -> tuple[UInt8[np.ndarray, "m h w 3"], float]:
+    """The images that the program makes of weights, number and rows of each block of `BATCH`."""
     mesh = meshes.dividing(BATCH)
     weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
-    full = np.concatenate([images, np.repeat(images[-1:], -len(images) % BATCH, axis=0)])
+    full = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % BATCH, axis=0)])
     blocks = [
         jax.device_put(full[start : start + BATCH], meshes.over_batch(mesh))
         for start in range(0, len(full), BATCH)
     ]
     with stages.fitting(loaded):
-        compiled = jax.jit(reconstruct).lower(weights, blocks[0]).compile()
+        compiled = jax.jit(program).lower(weights, np.int32(0), blocks[0]).compile()
     begun = time.monotonic()
-    back = [np.asarray(compiled(weights, block)) for block in blocks]
+    images = [np.asarray(compiled(weights, np.int32(n), block)) for n, block in enumerate(blocks)]
     seconds = (time.monotonic() - begun) / len(full)
-    return np.concatenate(back)[: len(images)], seconds
+    return np.concatenate(images)[: len(rows)], seconds
 
 
 def rows(

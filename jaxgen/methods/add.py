@@ -23,6 +23,7 @@ from jaxgen.diffusion.distillation import Weighting
 from jaxgen.errors import UserError
 from jaxgen.methods.distilled import (
     Distilled,
+    first_student,
     frozen_teacher,
     measured_steps,
     samplers,
@@ -58,9 +59,6 @@ __all__ = [  # shared functions of this method
 class Add(Distilled):
     judge: JudgeConfig = JudgeConfig()
     judge_optimizer: Optimizer = Optimizer(learning_rate=1e-3, b1=0.0, b2=0.99, clip=10.0)
-    frequency: tuple[float, ...] = ()
-    """How often each of them is drawn, relative to the others, pure noise first; empty: equally,
-    as the paper has it."""
     adversarial: float = 1.0
     """Weight of the judge's verdict in the student's loss; 0 trains by distillation alone."""
     distillation: float = 2.5
@@ -96,17 +94,6 @@ class Add(Distilled):
             raise UserError(f"--judge.resize is {self.judge.resize}; give 16 pixels or more")
         if self.teacher in judges.FEATURES:
             raise UserError(f"--teacher {self.teacher!r} is a feature network, no diffusion model")
-        if self.frequency and len(self.frequency) != self.student_steps:
-            raise UserError(
-                f"--frequency has {len(self.frequency)} entries; give one for each of the "
-                f"{self.student_steps} --student-steps, or none for equal shares"
-            )
-        share = self.frequency
-        if share and not (share[0] > 0 <= min(share) and sum(share) < float("inf")):
-            raise UserError(
-                f"--frequency is {self.frequency}; give numbers from 0 up, the first above 0, or "
-                "one step is never learnt"
-            )
         low, high = self.teacher_range
         if not 0 <= low < high <= 1:
             raise UserError(f"--teacher-range is {low} {high}; give two shares from 0 to 1, rising")
@@ -133,9 +120,7 @@ def frozen_shapes(config: Add) -> dict[str, Any]:
 def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state: the student from the teacher's weights, the judge's heads at random."""
     student_key, judge_key = jax.random.split(key)
-    student = jax.tree.map(jnp.copy, frozen["teacher"])
-    if config.initialise == "random":
-        student = denoiser.init(config.model, config.side, student_key)["denoiser"]
+    student = first_student(config, frozen, student_key)
     image = jnp.zeros((2, config.data.size, config.data.size, 3))
     caption = jnp.zeros((2, config.model.text.length), jnp.int32)
     features, c_img = look(config, frozen["eyes"], image)

@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from jaxgen import config as configs
 from jaxgen import methods
@@ -33,6 +35,10 @@ class Distilled(TextToImage):
     """N: the student is trained at N timesteps, the last of which is pure noise."""
     spacing: Literal["trailing", "turbo"] = "trailing"
     """Which timesteps those are: 999, 749, 499, 249, or Stability's 999, 899, 799, 699."""
+
+    frequency: tuple[float, ...] = ()
+    """How often each of them is drawn, relative to the others, pure noise first; empty: equally,
+    as the paper of ADD has it."""
 
     @property
     def words_of(self) -> str:
@@ -83,6 +89,17 @@ class Distilled(TextToImage):
     def check(self) -> None:
         super().check()
         sampling.check(student_sampler(self, self.student_steps), self.model.schedule)
+        share = self.frequency
+        if share and len(share) != self.student_steps:
+            raise UserError(
+                f"--frequency has {len(share)} entries; give one for each of the "
+                f"{self.student_steps} --student-steps, or none for equal shares"
+            )
+        if share and not (share[0] > 0 <= min(share) and sum(share) < float("inf")):
+            raise UserError(
+                f"--frequency is {share}; give numbers from 0 up, the first above 0, or one step "
+                "is never learnt"
+            )
         if self.teacher_train_steps < 0:
             raise UserError(f"--teacher-train-steps is {self.teacher_train_steps}; give 0 or more")
         if self.teacher_train_steps and self.teacher != "train":
@@ -110,6 +127,13 @@ def measured_steps(config: Distilled) -> tuple[int, ...]:
 def weights(config: Distilled, state: State, frozen: Any) -> denoiser.Weights:
     """What sampling the student needs: its averaged network, what else it has of its teacher."""
     return as_sampled(config, frozen, state.ema["student"])
+
+
+def first_student(config: Distilled, frozen: Any, key: PRNGKeyArray) -> Any:
+    """The student's first weights: a copy of the teacher's, or random ones."""
+    if config.initialise == "random":
+        return denoiser.init(config.model, config.side, key)["denoiser"]
+    return jax.tree.map(jnp.copy, frozen["teacher"])
 
 
 def as_sampled(config: Distilled, frozen: Any, network: Any) -> denoiser.Weights:

@@ -30,6 +30,7 @@ from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.distilled import (
     Distilled,
+    first_student,
     frozen_teacher,
     measured_steps,
     samplers,
@@ -72,8 +73,6 @@ class Ladd(Distilled):
     """Channels in which a head's tokens and conditions meet."""
     judge_optimizer: Optimizer = Optimizer(learning_rate=1e-3, b1=0.0, b2=0.99, clip=10.0)
     frequency: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
-    """How often each of the student's timesteps is drawn, relative to the others, pure noise first;
-    empty: equally."""
     warmup_steps: int = 500
     """Train steps before that, in which only the less noisy half of them is drawn, equally."""
     noise_mean: float = 1.0
@@ -111,17 +110,6 @@ class Ladd(Distilled):
             raise UserError(f"--taps is {self.taps}; the teacher has feature maps 0 to {maps - 1}")
         if self.width < 1:
             raise UserError(f"--width is {self.width}; give 1 or more")
-        share = self.frequency
-        if share and len(share) != self.student_steps:
-            raise UserError(
-                f"--frequency has {len(share)} entries; give one for each of the "
-                f"{self.student_steps} --student-steps, or none for equal shares"
-            )
-        if share and not (share[0] > 0 <= min(share) and sum(share) < float("inf")):
-            raise UserError(
-                f"--frequency is {share}; give numbers from 0 up, the first above 0, or one step "
-                "is never learnt"
-            )
         if not (abs(self.noise_mean) < float("inf") and 0 < self.noise_std < float("inf")):
             raise UserError(
                 f"--noise-mean {self.noise_mean} --noise-std {self.noise_std}: give a number, and "
@@ -142,9 +130,7 @@ def frozen_shapes(config: Ladd) -> dict[str, Any]:
 def init(config: Ladd, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state: the student from the teacher's weights, the judge's heads at random."""
     student_key, judge_key = jax.random.split(key)
-    student = jax.tree.map(jnp.copy, frozen["teacher"])
-    if config.initialise == "random":
-        student = denoiser.init(config.model, config.side, student_key)["denoiser"]
+    student = first_student(config, frozen, student_key)
     x_t = jnp.zeros((2, config.side, config.side, config.model.backbone.channels))
     t, caption = jnp.zeros(2), jnp.zeros((2, config.model.text.length), jnp.int32)
     text = denoiser.encode(config.model, frozen["text"], caption)
