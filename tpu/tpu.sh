@@ -1,0 +1,335 @@
+#!/usr/bin/env bash
+# Trains jaxgen on Cloud TPU VMs; `tpu.sh help` says how. Bash 3.2, macOS's, is enough.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+usage() {
+  cat <<'HELP'
+tpu.sh COMMAND NAME --zone=ZONE [OPTION...] [-- TRAINING OPTION...]
+
+Commands; NAME is a name that you choose for the slice:
+  watch    create, setup and launch, each where it is still missing, then looks on until training
+           is done; starts it again after a pre-emption (exit code 75), a lost node or a suspended
+           request, and up to --tries times after any other code but 0 and 2. End it with Ctrl-C
+           and start it again at will: training goes on without it.
+  create   asks for the slice (queued; spot unless --on-demand)
+  setup    Python and jaxgen[tpu] on all workers; checks that all have the same versions
+  launch   python -m jaxgen.train on all workers; goes on when this connection ends
+  status   the request's state; a line per worker: training, version, end of its log
+  logs     the end of every worker's log
+  stop     SIGTERM to the training on all workers: it saves and ends
+  fetch    the runs from the bucket, without checkpoints unless --checkpoints
+  delete   slice and request; nothing in the bucket
+
+Options, as --key=value or --key value:
+  --zone=ZONE          all commands but fetch
+  --project=ID         default: gcloud's own
+  --type=v5e-8         create, watch: v5e-N or v6e-N (N chips), v5p-N or v4-N (N / 2 chips)
+  --on-demand          create, watch: dearer than spot and not pre-empted
+  --runtime=IMAGE      create, watch: TPU VM image, where the default for the type is not it
+  --source=S           setup, watch: a wheel, or git+URL@COMMIT with all 40 digits
+  --constraints=FILE   setup, watch: versions of the dependencies, in pip's format
+  --workdir=gs://B/P   launch, watch, fetch: where runs and checkpoints live
+  --to=FOLDER          fetch: default runs
+  --tries=3            watch: failed trainings or requests that it stands, in all
+  --poll=30            watch: seconds between looks
+  --delete             watch: delete the slice when training is done or given up
+  --dry-run            print the commands, ready to be pasted, and run none
+Exit codes: 0 done, 1 given up, 2 bad input; else that of the gcloud command that failed.
+HELP
+}
+
+fail() { warn "$1" && exit "${2:-2}"; }
+warn() { echo "jaxgen: $1" >&2; }
+note() { echo "$(date +%H:%M:%S) $*" >&2; }
+
+# Runs a command, or prints it for --dry-run.
+run() {
+  local line
+  if [[ -z $dry ]]; then
+    "$@"
+    return
+  fi
+  printf -v line ' %q' "$@"
+  echo "${line# }"
+}
+
+tpus() { run gcloud compute tpus "$@" "${place[@]}" --quiet; }
+
+on_workers() {
+  tpus tpu-vm ssh "$name" --worker=all --ssh-flag=-oConnectTimeout=20 \
+    --ssh-flag=-oServerAliveInterval=15 --command="$1"
+}
+
+# worker.sh with these arguments: quoted here, once, for the shell at the far end.
+worker() { on_workers "bash jaxgen-tpu/worker.sh$(printf ' %q' "$@")"; }
+
+create() {
+  note "asking for $chips chips ($type); an hour costs $chips x the price of its chip-hour in $zone"
+  tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
+    --runtime-version="$runtime" --scopes=https://www.googleapis.com/auth/cloud-platform \
+    ${spot[@]+"${spot[@]}"}
+}
+
+setup() {
+  local files=("$here/worker.sh") what=("$source")
+  [[ $source == git+* ]] || files+=("$source") what=("${source##*/}")
+  [[ -z $constraints ]] || files+=("$constraints") what+=("${constraints##*/}")
+  on_workers 'mkdir -p jaxgen-tpu' || return
+  tpus tpu-vm scp "${files[@]}" "$name:jaxgen-tpu/" --worker=all || return
+  worker setup "${what[@]}" || return
+  look || { warn "$name: $answered of $hosts workers answer; run setup again" && return 1; }
+  [[ $(versions) -eq 1 ]] || {
+    echo "$workers" >&2
+    warn "$name: workers differ in code or dependencies (4th column); setup with --constraints"
+    return 1
+  }
+}
+
+launch() {
+  worker launch "$workdir" "${training[@]}" || return
+  launched=1
+}
+
+# Sets $workers to a line for each worker, as worker.sh status prints it; false where one is silent.
+look() {
+  # shellcheck disable=SC2016  # for the far end
+  local line='bash jaxgen-tpu/worker.sh status 2>/dev/null || echo "@ $HOSTNAME new -"'
+  if [[ -n $dry ]]; then
+    [[ -n $hosts ]] || node 'networkEndpoints.len()'
+    on_workers "$line"
+    hosts=1 workers="@ $name ${launched:+exit:0}"
+    [[ -n $launched ]] || workers+="new -"
+    return
+  fi
+  answered=0
+  [[ -n $hosts ]] || hosts=$(node 'networkEndpoints.len()' 2>/dev/null) || return
+  workers=$(on_workers "$line" 2>/dev/null | grep '^@ ') || true
+  [[ -z $workers ]] || answered=$(wc -l <<<"$workers")
+  ((answered == hosts))
+}
+
+node() { tpus tpu-vm describe "$name" --format="value($1)"; }
+states() { cut -d ' ' -f 3 <<<"$workers" | sort -u | tr '\n' ' '; }
+versions() { cut -d ' ' -f 4 <<<"$workers" | sort -u | wc -l; }
+
+# Sets $answer to what a command prints, to MISSING, or to UNKNOWN with gcloud's words in $trouble.
+ask() {
+  local errors
+  errors=$(mktemp)
+  trouble=''
+  if ! answer=$("$@" 2>"$errors"); then
+    trouble=$(grep -v '^ *$' "$errors" | tail -n 1) answer=UNKNOWN
+    ! grep -Eqi 'not.found' "$errors" || answer=MISSING
+  fi
+  rm -f "$errors"
+}
+
+# Sets $request to the state of the queued resource; see ask. A dry run finds it once created.
+ask_request() {
+  local query=(tpus queued-resources describe "$name" --format='value(state.state)')
+  if [[ -z $dry ]]; then ask "${query[@]}" && request=$answer && return; fi
+  "${query[@]}"
+  request=${created:+ACTIVE}
+  request=${request:-MISSING} created=1
+}
+
+delete() {
+  hosts=''
+  tpus queued-resources delete "$name" --force
+}
+
+watch() {
+  local failures=0 silent=0 uneven=0 seen='' now
+  while :; do
+    ask_request
+    [[ $request == "$seen" ]] || note "request: $request"
+    case $request in
+    MISSING) create || failed "the request for $type was not taken" ;;
+    FAILED) # no capacity in time, no quota, a wrong type: the state's details say which
+      tpus queued-resources describe "$name" --format='yaml(state)' >&2 || true
+      delete || true
+      failed "the request for $type failed" ;;
+    SUSPENDED) note "pre-empted; asking again" && delete || true ;;
+    UNKNOWN) # once it has worked, the fault may be this machine's: training needs it not
+      [[ -n $seen ]] || fail "gcloud: $trouble" 1
+      note "gcloud: $trouble" ;;
+    ACTIVE)
+      if look; then
+        silent=0 now=" $(states)"
+        note "$(head -n 1 <<<"$workers")"
+        step && end_watch && return
+      elif lost; then
+        note "the slice is lost; asking for another"
+        silent=0
+        delete || true
+      else note "$answered of ${hosts:-?} workers answer"; fi ;;
+    esac
+    seen=$request
+    [[ -n $dry ]] || sleep "$poll"
+  done
+}
+
+# True where the node is gone, or part of it stays silent: silence of all may be this machine's fault.
+lost() {
+  ask node state
+  case $answer in
+  MISSING | PREEMPTED | TERMINATED | STOPPED | DELETING) return 0 ;;
+  esac
+  ((answered > 0 && ++silent > tries))
+}
+
+# Does what the states of the workers, $now, call for. True when training is done.
+step() {
+  [[ $now == *running* || $(versions) -eq 1 ]] || now=' new '
+  case $now in
+  *' exit:2 '*)
+    worker stop || true
+    worker log >&2 || true
+    give_up "$name: training refused its input; the end of the log says what to mend" 2 ;;
+  ' exit:0 ') note "all done" && return ;;
+  *' new '*) { setup && launch; } || failed "setup or launch failed" ;;
+  *' idle '*) launch || failed "launch failed" ;; # leaves alone what runs
+  ' running ' | ' exit:0 running ') uneven=0 ;;
+  *' running '*)
+    if ((++uneven > tries)); then
+      note "of the workers only some ended ($now): ending the others"
+      uneven=0
+      worker stop || true
+    fi ;;
+  *' exit:75 '* | *' lost '*) note "interrupted ($now); starting again" && launch || true ;;
+  *)
+    worker log >&2 || true
+    failed "training ended with$now"
+    launch || true ;;
+  esac
+  return 1
+}
+
+failed() {
+  ((++failures <= tries)) || give_up "$1, for the ${failures}th time" 1
+  note "$1; trying again ($failures of $tries)"
+}
+
+give_up() {
+  end_watch
+  fail "$1" "$2"
+}
+
+end_watch() {
+  if [[ -n $delete_after ]]; then delete || true
+  else note "the slice costs money until: tpu.sh delete $name ${place[*]}"; fi
+}
+
+status() {
+  ask_request
+  [[ $request != UNKNOWN ]] || fail "gcloud: $trouble" 1
+  [[ -n $dry ]] || echo "request: $request"
+  [[ $request == ACTIVE ]] || return 0
+  look || warn "$answered of ${hosts:-?} workers answer"
+  [[ -n $dry ]] || echo "$workers"
+}
+
+fetch() {
+  run mkdir -p "$to"
+  run gcloud storage rsync --recursive ${skip[@]+"${skip[@]}"} "$workdir" "$to"
+}
+
+# What follows reads and checks the command line.
+
+need() { [[ -n ${!1} ]] || fail "$command needs --$1=$2"; }
+
+is() { [[ $2 =~ $3 ]] || fail "$1 $2: $4"; }
+
+command=${1:-help} name=${2:-}
+case $command in
+help | -h | --help) usage && exit ;;
+watch | create | setup | launch | status | logs | stop | fetch | delete) ;;
+*) fail "$command: no such command; tpu.sh help lists them" ;;
+esac
+is NAME "$name" '^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$' \
+  "after the command comes a name for the slice: small letters, digits and hyphens"
+shift 2
+
+zone='' project='' type='' spot=(--spot) runtime='' source='' constraints='' workdir='' to=runs
+tries=3 poll=30 delete_after='' skip=(--exclude='(.*/)?(checkpoints|\.compiled)/.*') dry='' training=()
+hosts='' workers='' answered=0 answer='' trouble='' request='' created='' launched=''
+while (($#)); do
+  key=${1%%=*}
+  case $1 in
+  --) shift && training=("$@") && break ;;
+  --on-demand) spot=() ;;
+  --delete) delete_after=1 ;;
+  --checkpoints) skip=() ;;
+  --dry-run) dry=1 ;;
+  --zone=* | --project=* | --type=* | --runtime=* | --source=* | --constraints=* | --workdir=* | \
+    --to=* | --tries=* | --poll=*) printf -v "${key#--}" '%s' "${1#*=}" ;;
+  --zone | --project | --type | --runtime | --source | --constraints | --workdir | --to | --tries | \
+    --poll)
+    (($# > 1)) || fail "$key: its value is missing"
+    printf -v "${key#--}" '%s' "$2"
+    shift ;;
+  *) fail "$1: no such option; tpu.sh help lists them (training's own come after --)" ;;
+  esac
+  shift
+done
+
+place=(--zone="$zone")
+[[ -z $project ]] || place+=(--project="$project")
+workdir=${workdir%/}
+if [[ $command != fetch ]]; then
+  need zone "ZONE; gcloud compute tpus locations list shows them"
+  is --zone "$zone" '^[a-z]+-[a-z]+[0-9]+-[a-z]$' "no zone; gcloud compute tpus locations list shows them"
+fi
+is --tries "$tries" '^[0-9]+$' "give a count"
+is --poll "$poll" '^[0-9]+(\.[0-9]+)?$' "give seconds"
+
+if [[ $command =~ ^(create|watch)$ ]]; then
+  need type "TYPE, such as v5e-8"
+  is --type "$type" '^(v5e|v5litepod|v6e|v5p|v4)-[1-9][0-9]*$' "give v5e-8, v5e-16, v6e-8, v5p-8, v4-8 or the like"
+  type=${type/#v5e-/v5litepod-} chips=${type##*-}
+  case $type in # the number counts chips, or two cores to a chip
+  v5litepod-*) image=v2-alpha-tpuv5-lite ;;
+  v6e-*) image=v2-alpha-tpuv6e ;;
+  v5p-*) image=v2-alpha-tpuv5 chips=$((chips / 2)) ;;
+  v4-*) image=tpu-ubuntu2204-base chips=$((chips / 2)) ;;
+  esac
+  runtime=${runtime:-$image}
+fi
+if [[ $command =~ ^(setup|watch)$ ]]; then
+  need source "WHEEL or git+URL@COMMIT; pip wheel --no-deps -w dist . makes a wheel"
+  if [[ $source == git+* ]]; then
+    is --source "$source" '@[0-9a-f]{40}$' "give the whole commit (git rev-parse HEAD), lest workers get different ones"
+  else
+    is --source "$source" '\.whl$' "give a .whl file, or git+URL@COMMIT"
+    [[ -f $source ]] || fail "--source $source: no such file; pip wheel --no-deps -w dist . makes one"
+  fi
+  [[ -z $constraints || -f $constraints ]] || fail "--constraints $constraints: no such file"
+fi
+if [[ $command =~ ^(launch|watch|fetch)$ ]]; then
+  need workdir "gs://BUCKET/FOLDER"
+  is --workdir "$workdir" '^gs://[^/]+' "give gs://BUCKET/FOLDER: a TPU VM's disk is lost with it"
+fi
+if [[ $command =~ ^(launch|watch)$ ]]; then
+  words=" ${training[*]+"${training[*]}"} "
+  [[ $words == *' --config'[=\ ]* ]] || fail "which config? end the line with: -- --config=add_64"
+  [[ $words != *' --workdir'[=\ ]* ]] || fail "--workdir comes before the --, not after it"
+fi
+[[ -n $dry ]] || type gcloud >/dev/null 2>&1 \
+  || fail "gcloud is not installed: see cloud.google.com/sdk, then run: gcloud init"
+
+case $command in
+logs) worker log ;;
+stop) worker stop ;;
+delete)
+  created=1
+  ask_request
+  case $request in
+  MISSING) note "$name: there is none in $zone" ;;
+  UNKNOWN) fail "gcloud: $trouble" 1 ;;
+  *) delete ;;
+  esac ;;
+*)
+  [[ $command != status ]] || created=1
+  "$command" ;;
+esac
