@@ -135,18 +135,15 @@ def largest_batch(
     """The largest batch whose train step fits, to an eighth; 0 where that of 1 a chip does not."""
     ways = mesh_of(config, devices).size
     low, high = (config.train.batch, 0) if first.fits(place) else (0, config.train.batch)
-    while not high or high - low > max(ways, low // 8):
-        between = (low + high) // 2 // ways * ways if high else 2 * low
-        if between in (low, high) or (not low and between < ways):
-            between = ways
-            if high <= ways:
-                break
+    while True:
+        between = max(ways, (low + high) // 2 // ways * ways) if high else 2 * low
+        if between in (low, high) or (high and low and high - low <= low // 8):
+            return low
         train = dataclasses.replace(config.train, batch=between)
         tried = dataclasses.replace(config, train=train)
         fits = train_step(tried, place, mesh_of(tried, devices)).fits(place)
         say(between, fits)
         low, high = (between, high) if fits else (low, between)
-    return low
 
 
 def _own_options(arguments: Sequence[str]) -> tuple[str, bool, list[str]]:

@@ -80,7 +80,7 @@ def devices(slice_: Slice) -> list[Any]:
 
     Raises UserError where libtpu, which holds the compiler, is not installed.
     """
-    if importlib.util.find_spec("libtpu") is None:
+    if not _installed():
         raise UserError(
             f"planning for {slice_.name} needs the TPU compiler, which runs on any machine: "
             f"{INSTALL}"
@@ -101,6 +101,10 @@ def devices(slice_: Slice) -> list[Any]:
 def on_cpu() -> None:
     """What is not compiled for the slice is computed on the CPU, and no TPU is looked for."""
     jax.config.update("jax_platforms", "cpu")
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
 
 
 @contextlib.contextmanager

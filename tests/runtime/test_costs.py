@@ -62,6 +62,6 @@ def test_an_unknown_topology_is_one_line_with_those_that_are_known() -> None:
 
 
 def test_without_the_compiler_the_command_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(topologies, "_installed", lambda: False)
     with pytest.raises(UserError, match=r'pip install "jaxgen\[tpu\]"'):
         topologies.devices(topologies.parse("v5e:2x2"))

@@ -1,0 +1,165 @@
+"""Whether every config that names a TPU slice fits it: compiles each and writes what was found.
+
+    python -m benchmarks.plans                      (all; minutes each)
+    python -m benchmarks.plans --only add_64 dit_64
+
+A config claims a slice by naming the plan's command line in its docstring. Results are
+results/tpu-plans.json and, as a table, results/tpu-plans.md. Exit code 1 where a claim is false.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, sampling_report
+from jaxgen import config as configs
+from jaxgen import methods, plan
+from jaxgen.config import Experiment
+from jaxgen.data.source import digest
+from jaxgen.errors import UserError, reported
+from jaxgen.plan import Compiled
+from jaxgen.runtime import topologies
+
+PROGRAM = "python -m benchmarks.plans"
+CONFIGS = Path(__file__).parent.parent / "configs"
+RESULTS = Path(__file__).parent / "results" / "tpu-plans.json"
+_CLAIM = re.compile(r"python -m jaxgen\.plan --config=(\w+) --topology=([\w:]+)")
+_HEAD = ("config", "slice", "mesh", "batch", "HBM a chip", "", "TFLOPs a chip", "HBM GB",
+         "links GB", "step ms", "bound by", "images/s")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    only: tuple[str, ...] = ()
+    """Configs to plan again; the others' results stay. Empty: all that claim a slice."""
+
+    def check(self) -> None:
+        """Raises UserError for a config that claims nothing."""
+        if unknown := set(self.only) - {name for name, _ in claims()}:
+            raise UserError(f"--only {min(unknown)}: its docstring names no plan")
+
+
+def main() -> None:
+    with reported():
+        options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        topologies.on_cpu()
+        rows = {key(row): row for row in read()}
+        for name, topology in claims():
+            if not options.only or name in options.only:
+                row = planned(name, topology)
+                rows[key(row)] = row
+                write([rows[claim] for claim in claims() if claim in rows])
+                print(line(row), flush=True)
+        print(f"numbers: {RESULTS}, {RESULTS.with_suffix('.md')}")
+        sys.exit(0 if all(row["fits"] for row in rows.values()) else 1)
+
+
+def claims() -> list[tuple[str, str]]:
+    """Config and slice of every plan that a config's docstring names."""
+    found = (_CLAIM.findall(path.read_text("utf-8")) for path in sorted(CONFIGS.glob("*.py")))
+    return [claim for some in found for claim in some]
+
+
+def planned(name: str, topology: str) -> dict[str, Any]:
+    """What a config's train step and sampler cost on a slice, as JSON."""
+    config, place = configs.load(name), topologies.parse(topology)
+    mesh = plan.mesh_of(config, topologies.devices(place))
+    step, drawn = plan.train_step(config, place, mesh), plan.sampler(config, place, mesh)
+    fits = step.fits(place) and (drawn is None or drawn[3].fits(place, drawn[2]))
+    return {
+        "config": name,
+        "topology": topology,
+        "fingerprint": fingerprint(config),
+        "versions": machine.versions(),
+        "mesh": dict(mesh.shape),
+        "batch": config.train.batch,
+        "assumed": {k: v for k, v in dataclasses.asdict(place.chip).items() if k != "shapes"},
+        "fits": fits,
+        "train_step": _json(step),
+        "sampler": None
+        if drawn is None
+        else {"title": drawn[0], "images": drawn[1], "beside": drawn[2], **_json(drawn[3])},
+    }
+
+
+def fingerprint(config: Experiment) -> str:
+    """Changes with everything that a config says of its own."""
+    said = configs.differences(type(config)(), config)
+    own = sorted((field, repr(value)) for field, (_, value) in said.items())
+    return digest(methods.name(config).encode(), repr(own).encode())
+
+
+def read() -> list[dict[str, Any]]:
+    """The rows of the last results."""
+    return json.loads(RESULTS.read_text("utf-8"))["plans"] if RESULTS.is_file() else []
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """JSON, and the table beside it."""
+    sampling_report.write({"benchmark": "plans", "command": PROGRAM, "plans": rows}, RESULTS)
+    lines = [_HEAD, ("---",) * len(_HEAD), *(_cells(row) for row in rows)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    RESULTS.with_suffix(".md").write_text(
+        f"What `{PROGRAM}` found: no TPU was there. Memory and bytes are those of programs made by "
+        "the TPU compiler; times are lower bounds from the chips' published peaks, with all "
+        f"collectives hidden behind other work, and with none.\n\n{table}\n",
+        "utf-8",
+    )
+
+
+def key(row: dict[str, Any]) -> tuple[str, str]:
+    """Which claim a row answers."""
+    return row["config"], row["topology"]
+
+
+def line(row: dict[str, Any]) -> str:
+    """The row in plain text."""
+    return "  ".join(cell for cell in _cells(row) if cell)
+
+
+def _json(made: Compiled) -> dict[str, Any]:
+    found = made.costs
+    return {
+        "compile_seconds": round(made.compile_seconds, 1),
+        "refusal": made.refusal,
+        "memory": None
+        if made.memory is None
+        else {**dataclasses.asdict(made.memory), "total": made.memory.total},
+        "costs": None
+        if found is None
+        else {
+            **dataclasses.asdict(found),
+            "link_seconds": found.link_seconds,
+            "seconds": found.seconds,
+            "bound": found.bound,
+        },
+    }
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    step = row["train_step"]
+    mesh = "{data} x {fsdp}".format(**row["mesh"])
+    head = (row["config"], row["topology"], mesh, str(row["batch"]))
+    if step["memory"] is None:
+        return (*head, "", f"does not fit: {step['refusal']}", *[""] * 6)
+    costs, batch = step["costs"], row["batch"]
+    least, most = costs["seconds"]
+    sent = sum(exchange["bytes"] for exchange in costs["exchanges"])
+    return (
+        *head,
+        f"{step['memory']['total'] / 2**30:.2f} of {row['assumed']['usable'] / 2**30:.2f} GiB",
+        "fits" if row["fits"] else "does not fit",
+        f"{costs['flops'] / 1e12:.3g}",
+        f"{costs['hbm_bytes'] / 1e9:.3g}",
+        f"{sent / 1e9:.3g}",
+        f"{1e3 * least:.3g} to {1e3 * most:.3g}",
+        costs["bound"],
+        f"{batch / most:.0f} to {batch / least:.0f}",
+    )
+
+
+if __name__ == "__main__":
+    main()
