@@ -2,6 +2,7 @@
 # Trains jaxgen on Cloud TPU VMs; `tpu.sh help` says how. Bash 3.2, macOS's, is enough.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+patience=5 # looks at a slice of which a part is silent or has ended, before something is done
 
 usage() {
   cat <<'HELP'
@@ -176,7 +177,7 @@ lost() {
   case $answer in
   MISSING | PREEMPTED | TERMINATED | STOPPED | DELETING) return 0 ;;
   esac
-  ((answered > 0 && ++silent > tries))
+  ((answered > 0 && ++silent > patience))
 }
 
 # Does what the states of the workers, $now, call for. True when training is done.
@@ -192,15 +193,17 @@ step() {
   *' idle '*) launch || failed "launch failed" ;; # leaves alone what runs
   ' running ' | ' exit:0 running ') uneven=0 ;;
   *' running '*)
-    if ((++uneven > tries)); then
+    if ((++uneven > patience)); then
       note "of the workers only some ended ($now): ending the others"
       uneven=0
       worker stop || true
     fi ;;
-  *' exit:75 '* | *' lost '*) note "interrupted ($now); starting again" && launch || true ;;
   *)
-    worker log >&2 || true
-    failed "training ended with$now"
+    # a host that fails makes the others end with 75: then its own code counts
+    if [[ ${now//exit:75 /} == *exit:[1-9]* ]]; then
+      worker log >&2 || true
+      failed "training ended with$now"
+    else note "interrupted ($now); starting again"; fi
     launch || true ;;
   esac
   return 1

@@ -37,6 +37,10 @@ setup() {
   uv pip install --quiet --python venv/bin/python --reinstall-package jaxgen \
     "${constraints[@]}" "$wanted"
   uv pip freeze --python venv/bin/python >requirements.txt
+  grep -q '^libtpu==' requirements.txt || {
+    echo "jaxgen: $1 has no extra [tpu] (uv only warns): it would train on the CPU" >&2
+    exit 2
+  }
   # one number for code, Python and dependencies: they agree where it does
   [[ $1 == git+* ]] || sha256sum "$1" >wheel.sum
   cat requirements.txt <(venv/bin/python --version) wheel.sum 2>/dev/null \

@@ -1,4 +1,4 @@
-"""tpu/jobset.yaml, skypilot.yaml and Dockerfile against the schemas and rules of those who read them.
+"""tpu/jobset.yaml, skypilot.yaml and Dockerfile against the schemas of those who read them.
 
 JobSet's schema is that of the package kubeflow-trainer-api, generated from JobSet's OpenAPI;
 SkyPilot's is read out of the package skypilot, installed by `pip install --no-deps skypilot` (its
