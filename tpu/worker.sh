@@ -69,7 +69,11 @@ supervise() {
   mirror() { # to the bucket: this disk goes when the slice is pre-empted
     timeout 30 gcloud storage cp --quiet "$log" "$workdir/worker-logs/$HOSTNAME/${log#logs/}" || true
   } >/dev/null 2>&1
-  (exec 9>&- && while sleep "$mirror_seconds"; do mirror; done) &
+  (
+    exec 9>&-
+    trap 'kill "$!" 2>/dev/null; exit' TERM
+    while sleep "$mirror_seconds" & wait "$!"; do mirror; done
+  ) &
   local mirroring=$!
   venv/bin/python -u -m jaxgen.train "--workdir=$workdir" "$@" &
   local training=$!

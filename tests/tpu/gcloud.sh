@@ -70,9 +70,12 @@ tpu-vm:describe)
   started=() && code=0
   for home in $(workers); do
     if grep -qx "${home: -1}" "$life/silent"; then code=1 && continue; fi
-    (cd "$home" && HOME=$PWD HOSTNAME=${home##*/} exec bash -c "$line") &
+    (cd "$home" && HOME=$PWD HOSTNAME=${home##*/} exec setsid bash -c "$line") &
     started+=($!)
   done
-  for pid in ${started[@]+"${started[@]}"}; do wait "$pid" || code=$?; done
+  for pid in ${started[@]+"${started[@]}"}; do
+    wait "$pid" || code=$?
+    kill -HUP -- "-$pid" 2>/dev/null || true # as the end of a connection
+  done
   ((code == 0)) || complain "ssh failed" ;;
 esac
