@@ -105,6 +105,7 @@ look() {
   fi
   answered=0
   [[ -n $hosts ]] || hosts=$(node 'networkEndpoints.len()' 2>/dev/null) || return
+  [[ $hosts =~ ^[1-9][0-9]*$ ]] || { hosts='' && return 1; }
   workers=$(on_workers "$line" 2>/dev/null | grep '^@ ') || true
   [[ -z $workers ]] || answered=$(wc -l <<<"$workers")
   ((answered == hosts))
@@ -121,7 +122,7 @@ ask() {
   trouble=''
   if ! answer=$("$@" 2>"$errors"); then
     trouble=$(grep -v '^ *$' "$errors" | tail -n 1) answer=UNKNOWN
-    ! grep -Eqi 'not.found' "$errors" || answer=MISSING
+    ! grep -q NOT_FOUND "$errors" || answer=MISSING
   fi
   rm -f "$errors"
 }
@@ -142,6 +143,7 @@ delete() {
 
 watch() {
   local failures=0 silent=0 uneven=0 seen='' now
+  trap 'note "training goes on, and the slice costs money until: $away" && exit 130' INT
   while :; do
     ask_request
     [[ $request == "$seen" ]] || note "request: $request"
@@ -210,7 +212,7 @@ step() {
 }
 
 failed() {
-  ((++failures <= tries)) || give_up "$1, for the ${failures}th time" 1
+  ((++failures <= tries)) || give_up "$1; given up after failure $failures" 1
   note "$1; trying again ($failures of $tries)"
 }
 
@@ -221,7 +223,7 @@ give_up() {
 
 end_watch() {
   if [[ -n $delete_after ]]; then delete || true
-  else note "the slice costs money until: tpu.sh delete $name ${place[*]}"; fi
+  else note "the slice costs money until: $away"; fi
 }
 
 status() {
@@ -279,6 +281,7 @@ done
 
 place=(--zone="$zone")
 [[ -z $project ]] || place+=(--project="$project")
+away="tpu.sh delete $name ${place[*]}"
 workdir=${workdir%/}
 if [[ $command != fetch ]]; then
   need zone "ZONE; gcloud compute tpus locations list shows them"

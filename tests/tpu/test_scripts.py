@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -297,7 +298,10 @@ def test_code_of_the_host_that_failed_counts_not_that_of_those_that_missed_it(cl
     cloud.codes("75", "75", worker=0)
     cloud.codes("137", "1", worker=1)
     said = cloud.watch("--tries=1", code=1)
-    assert said.splitlines()[-1] == "jaxgen: training ended with exit:1 exit:75 , for the 2th time"
+    assert (
+        said.splitlines()[-1]
+        == "jaxgen: training ended with exit:1 exit:75 ; given up after failure 2"
+    )
 
 
 def test_workers_left_behind_are_ended_and_all_start_again(cloud: Cloud):
@@ -337,7 +341,10 @@ def test_refused_request_is_given_up(cloud: Cloud):
     cloud.lives({"states": ["FAILED"]})
     said = cloud.watch("--tries=1", code=1)
     assert cloud.did("create") == 2
-    assert said.splitlines()[-1] == "jaxgen: the request for v5litepod-16 failed, for the 2th time"
+    assert (
+        said.splitlines()[-1]
+        == "jaxgen: the request for v5litepod-16 failed; given up after failure 2"
+    )
 
 
 def test_gcloud_that_never_worked_ends_the_watch_and_later_trouble_does_not(cloud: Cloud):
@@ -356,15 +363,32 @@ def test_gcloud_that_never_worked_ends_the_watch_and_later_trouble_does_not(clou
     )
     assert watch.stderr
     assert any("running" in line for line in watch.stderr)
-    (cloud.folder / "bin/gcloud").rename(cloud.folder / "bin/hidden")
-    assert any("gcloud: " in line for line in watch.stderr)
-    (cloud.folder / "bin/hidden").rename(cloud.folder / "bin/gcloud")
+    (cloud.folder / "errors").write_text("(gcloud) could not reach the server\n" * 2)
+    assert any("could not reach the server" in line for line in watch.stderr)
     assert any("running" in line for line in watch.stderr)
     for i in (0, 1):
         pid = (cloud.folder / f"lives/1/worker-{i}/jaxgen-tpu/pid").read_text()
         os.kill(int(pid), 15)
     assert watch.communicate()[1].count("interrupted") == 1
     assert watch.returncode == 0
+
+
+def test_ctrl_c_leaves_the_training_alone_and_says_what_it_costs(cloud: Cloud):
+    cloud.codes("wait")
+    watch = subprocess.Popen(
+        ["bash", str(ROOT / "tpu/tpu.sh"), *cloud.line("watch", "--poll=0.05")],
+        env=cloud.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert watch.stderr
+    assert any(" running " in line for line in watch.stderr)
+    os.killpg(watch.pid, signal.SIGINT)
+    said = watch.communicate()[1]
+    assert watch.returncode == 130
+    assert "costs money until: tpu.sh delete box --zone=us-west4-a" in said
+    assert cloud.running()
 
 
 def test_nothing_to_delete(cloud: Cloud):
