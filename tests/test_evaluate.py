@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import MODEL, SIZE
+from tiny import DIT_MODEL, SIZE
 
 from jaxgen import evaluate, quality, stages
 from jaxgen.config import Data
@@ -52,8 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocabulary, key = tokenizer.get_vocab_size(), jax.random.key(0)
         grader = Classifier(name="grader", data=DATA, resnet=ResNetConfig(3, (8,), 1, groups=4))
         for config in (
-            Diffusion(name="teacher", data=DATA, model=MODEL, sampler_steps=3, guidance=2.0),
-            Add(name="student", data=DATA, model=MODEL),
+            Diffusion(name="teacher", data=DATA, model=DIT_MODEL, sampler_steps=3, guidance=2.0),
+            Add(name="student", data=DATA, model=DIT_MODEL),
             grader,
         ):
             config = config.resolved(vocabulary, 3)

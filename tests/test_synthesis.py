@@ -103,7 +103,7 @@ def test_the_key_holds_all_that_the_pictures_depend_on(config, loaded: Loaded, s
         return synthesis.drawn(config, drawing, loaded, source, lambda *done: None).content
 
     weights = jax.tree.map(np.copy, loaded.weights)
-    weights["denoiser"]["conv_in"]["bias"][0] += 1e-6
+    weights["denoiser"]["proj_out"]["bias"][0] += 1e-6
     teacher: Any = loaded.config
     model = dataclasses.replace(teacher.model, prediction="x0")
     others = [
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_one_line(config, loaded: Loaded, source) -> None:
         synthesis.drawn(
             config, dataclasses.replace(DRAWING, steps=0), loaded, source, lambda *done: None
         )
-    network = {name: w for name, w in loaded.weights["denoiser"].items() if name != "conv_in"}
+    network = {name: w for name, w in loaded.weights["denoiser"].items() if name != "proj_out"}
     wrong = {**loaded.weights, "denoiser": network}
     with pytest.raises(UserError, match=r"weights in teacher do not fit the config\.json"):
         synthesis.drawn(

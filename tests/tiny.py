@@ -50,7 +50,7 @@ def diffusion_config() -> Diffusion:
     return Diffusion(
         name="tiny",
         data=Data(size=SIZE),
-        model=MODEL,
+        model=DIT_MODEL,
         train=Train(steps=100, batch=BATCH),
         optimizer=Optimizer(learning_rate=1e-3, warmup=0, decay="constant"),
     )
@@ -61,7 +61,7 @@ def add_config(diffusion_config: Diffusion) -> Add:
     return Add(
         name="tiny-add",
         data=diffusion_config.data,
-        model=MODEL,
+        model=DIT_MODEL,
         judge=JudgeConfig(taps=(1, 2), resize=32, augment=("color", "translation", "cutout")),
         train=diffusion_config.train,
         optimizer=diffusion_config.optimizer,
@@ -86,7 +86,7 @@ def batch() -> dict[str, jax.Array]:
 @pytest.fixture(scope="session")
 def frozen() -> dict[str, Any]:
     """Teacher and eyes; nothing is left at zero, which would make tests of gradients vacuous."""
-    weights = jax.jit(lambda key: denoiser.init(MODEL, SIZE, key))(jax.random.key(0))
+    weights = jax.jit(lambda key: denoiser.init(DIT_MODEL, SIZE, key))(jax.random.key(0))
     leaves, tree = jax.tree.flatten(weights)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [

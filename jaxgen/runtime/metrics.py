@@ -2,11 +2,27 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+
+
+def _summary_writer() -> Any:
+    """tensorboardX's class, told that there is no PyTorch: it would import it, for 3 seconds."""
+    hidden: Any = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hidden)
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return SummaryWriter
+
+
+SummaryWriter = _summary_writer()
 
 
 class MetricsLog:
@@ -33,6 +49,22 @@ class MetricsLog:
         """Writes out what is buffered."""
         self._lines.close()
         self._board.close()
+
+
+class NoLog(MetricsLog):
+    """The log of a process that is not the first: nothing is written."""
+
+    def __init__(self, folder: Path, step: int):
+        del folder, step
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def read(folder: Path) -> list[dict[str, float]]:

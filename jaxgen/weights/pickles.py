@@ -130,9 +130,16 @@ def _read_legacy(file: BinaryIO) -> tuple[dict[str, _Tensor], dict[str, bytes]]:
     sizes = {t.storage.key: t.storage.dtype.itemsize for t in named.values()}
     storages = {}
     for key in keys:
-        count = int.from_bytes(file.read(8), "little")
-        storages[key] = file.read(count * sizes[key])
+        count = int.from_bytes(_exactly(file, 8), "little")
+        storages[key] = _exactly(file, count * sizes[key])
     return named, storages
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    found = file.read(size)
+    if len(found) < size:
+        raise ValueError("it ends in the middle of a tensor")
+    return found
 
 
 def _array(tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarray:

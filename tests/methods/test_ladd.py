@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
+from tiny import MODEL
 
 from jaxgen import config as configs
 from jaxgen.config import Drawing
@@ -55,10 +56,9 @@ def frozen(config: Ladd):
 
 
 @pytest.fixture(scope="module")
-def tiny_unet(config: Ladd, diffusion_config):
+def tiny_unet(config: Ladd):
     """A model with a UNet, and weights for it."""
-    model = diffusion_config.model
-    return model, filled(dataclasses.replace(config, model=model))
+    return MODEL, filled(dataclasses.replace(config, model=MODEL))
 
 
 @pytest.fixture(scope="module")
