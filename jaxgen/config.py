@@ -77,6 +77,9 @@ class Train:
     """Train steps in all."""
     batch: int = 64
     """Images per step, over all devices and hosts."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged for one update of the weights, where memory holds no
+    larger batch. Steps, logs and the moving average still count batches."""
     ema: float = 0.998
     """Decay of the moving average of the weights, warmed up as (1 + step) / (10 + step)."""
     log_every: int = 20
@@ -95,6 +98,27 @@ class Mesh:
     """Devices along which the batch alone is split."""
     fsdp: int = 1
     """Devices along which parameters are split too."""
+    rules: tuple[str, ...] = ()
+    """Exceptions to how parameters are split over fsdp (the largest axis that divides is): each
+    PATTERN=AXIS or PATTERN=whole, the pattern a regular expression that is searched for in an
+    array's path, such as teacher/mid_block/. The last one that fits counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """Processes that train together, one a host; on Cloud TPU slices they find each other."""
+
+    coordinator: str = ""
+    """Address of the first process, HOST:PORT; auto: ask the cluster (Slurm, MPI, Kubernetes);
+    empty: alone, but on Cloud TPU as auto."""
+    count: int = 1
+    """How many processes there are."""
+    index: int = 0
+    """Which one this is, from 0."""
+    wait: int = 300
+    """Seconds to wait for the coordinator."""
+    heartbeat: int = 100
+    """Seconds of silence after which a process counts as lost."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +147,7 @@ class Experiment:
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = Mesh()
+    hosts: Hosts = Hosts()
     shown: tuple[str, ...] = ()
     """Captions of the sample grids; none: a dozen of the data's."""
 
@@ -167,12 +192,24 @@ class Experiment:
             "data.size": self.data.size,
             "train.steps": self.train.steps,
             "train.batch": self.train.batch,
+            "train.accumulate": self.train.accumulate,
             "train.log-every": self.train.log_every,
             "train.checkpoint-every": self.train.checkpoint_every,
         }
         for field, value in positive.items():
             if value <= 0:
                 raise UserError(f"--{field} is {value}; give a number above 0")
+        hosts = self.hosts
+        if not 0 <= hosts.index < hosts.count:
+            raise UserError(
+                f"--hosts.index is {hosts.index}; with --hosts.count {hosts.count} give 0 to "
+                f"{hosts.count - 1}"
+            )
+        if not re.fullmatch(r"(auto|.+:\d{1,5})?", hosts.coordinator):
+            raise UserError(f"--hosts.coordinator {hosts.coordinator!r}: give HOST:PORT, or auto")
+        for field in ("wait", "heartbeat"):
+            if getattr(hosts, field) < 1:
+                raise UserError(f"--hosts.{field} is {getattr(hosts, field)}; give seconds above 0")
         self.optimizer.check("optimizer")
         place = Path(self.workdir).absolute()
         there = next(path for path in (place, *place.parents) if path.exists())

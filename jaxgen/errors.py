@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 EXIT_USER_ERROR = 2
+EXIT_AGAIN = 75  # EX_TEMPFAIL: the state is saved, or a host was lost; run the same command again
 EXIT_INTERRUPTED = 130
 _MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 

@@ -5,11 +5,16 @@ from typing import Any
 import optax
 from jaxtyping import Array, Float
 
-from jaxgen.config import Optimizer
+from jaxgen.config import Optimizer, Train
 
 
-def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm; the learning rate warms up, then decays over `steps`."""
+def build(config: Optimizer, train: Train, begins: int = 0) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm; the learning rate warms up, then decays to the end.
+
+    The gradients of `train.accumulate` steps are averaged for one update, and warm-up and decay
+    count updates. `begins` is the step from which on this optimiser is used.
+    """
+    steps = max(1, (train.steps - begins) // train.accumulate)
     warmup = min(config.warmup, steps // 2)
     ramp = optax.linear_schedule(0.0, config.learning_rate, warmup)
     match config.decay:
@@ -17,7 +22,7 @@ def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
             rest = optax.cosine_decay_schedule(config.learning_rate, steps - warmup, alpha=0.01)
         case "constant":
             rest = optax.constant_schedule(config.learning_rate)
-    return optax.chain(
+    adamw = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(
             optax.join_schedules([ramp, rest], [warmup]),
@@ -26,6 +31,9 @@ def build(config: Optimizer, steps: int) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
         ),
     )
+    if train.accumulate == 1:
+        return adamw
+    return optax.MultiSteps(adamw, train.accumulate).gradient_transformation()
 
 
 def apply(

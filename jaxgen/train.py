@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,15 +14,16 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxgen import cli, methods, stages, synthesis
+from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.data.pipeline import batches, iterate
 from jaxgen.data.source import Source
 from jaxgen.data.sources import open_source
 from jaxgen.errors import EXIT_INTERRUPTED, UserError, reported
-from jaxgen.runtime import classes, loop, once, pictures, reconstructions, run
+from jaxgen.runtime import classes, hosts, loop, once, pictures, reconstructions, run
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
-from jaxgen.runtime.metrics import MetricsLog
+from jaxgen.runtime.metrics import MetricsLog, NoLog
 from jaxgen.runtime.progress import Bar, duration
 from jaxgen.stages import Loaded, Stage
 from jaxgen.state import State, stream
@@ -40,14 +40,17 @@ def main() -> None:
         plan = stages.plan(config)
         batch = math.gcd(*(stage.config.train.batch for stage in plan))
         meshes.prepare(batch, Path(config.workdir) / ".compiled")
-        _print_plan(plan)
-        try:
-            for stage in plan:
-                _train(stage)
-        except (loop.Interrupted, KeyboardInterrupt) as stop:
-            note = str(stop) or "interrupted; the same command goes on from the last checkpoint"
-            print(f"jaxgen: {note}", file=sys.stderr, flush=True)
-            os._exit(EXIT_INTERRUPTED)  # reading and saving threads need not be waited for
+        hosts.join(config.hosts)
+        with hosts.together():
+            hosts.agree(configs.to_json(config))
+            _print_plan(plan)
+            try:
+                for stage in plan:
+                    _train(stage)
+            except (loop.Interrupted, KeyboardInterrupt) as stop:
+                note = str(stop) or "interrupted; the same command goes on from the last checkpoint"
+                code = stop.code if isinstance(stop, loop.Interrupted) else EXIT_INTERRUPTED
+                hosts.leave(code, note)
         print(f"all done in {duration(time.monotonic() - began)}")
 
 
@@ -80,8 +83,9 @@ def _train(stage: Stage) -> None:
     config = stage.config.resolved(tokenizer.get_vocab_size(), len(source.labels))
     method = methods.of(config)
     mesh = meshes.make(config.mesh, config.train.batch)
-    frozen = jax.device_put(method.frozen(config, filled), meshes.replicated(mesh))
+    frozen = method.frozen(config, filled)
     beside = _once(config, method, frozen, learnt)
+    frozen = meshes.put(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
     fingerprint = stages.fingerprint(filled, learnt.fingerprint)
     description = (config, methods.name(config), tokenizer, source.labels, fingerprint)
     with (
@@ -94,6 +98,7 @@ def _train(stage: Stage) -> None:
         state = loop.fit(
             title=config.name,
             mesh=mesh,
+            rules=config.mesh.rules,
             init=lambda frozen: method.init(config, frozen, stream(config.seed, 0, "init")),
             train_step=functools.partial(method.train_step, config),
             frozen=frozen,
@@ -102,39 +107,34 @@ def _train(stage: Stage) -> None:
             batch=config.train.batch,
             log_every=config.train.log_every,
             checkpoints=checkpoints,
-            open_log=functools.partial(MetricsLog, folder),
+            open_log=functools.partial(MetricsLog if hosts.is_first() else NoLog, folder),
             sample=show.during,
             sample_every=config.train.sample_every,
         )
         checkpoints.close()
         show.final(state)
-        weights = method.weights(config, state, frozen)
-        if hasattr(method, "predict"):
-            _grade(config, method, mesh, weights, folder)
-        if hasattr(method, "reconstruct"):
-            _reconstruct(config, method, mesh, weights, source, folder)
+        weights = hosts.whole(method.weights(config, state, frozen))
+        if hosts.is_first() and hasattr(method, "predict"):
+            _grade(config, method, weights, folder)
+        if hosts.is_first() and hasattr(method, "reconstruct"):
+            _reconstruct(config, method, weights, source, folder)
         run.save_weights(folder, weights, int(state.step))
 
 
-def _grade(
-    config: Experiment, method: ModuleType, mesh: jax.sharding.Mesh, weights: Any, folder: Path
-) -> None:
+def _grade(config: Experiment, method: ModuleType, weights: Any, folder: Path) -> None:
     """How often the classes of held-out pictures are told rightly, printed and in the folder."""
     predict = functools.partial(method.predict, config)
     try:
         source = _opened(config, "test")
-        print(classes.grade(predict, weights, source, config.train.batch, mesh, folder), flush=True)
+        batch = config.train.batch
+        told = classes.grade(predict, weights, source, batch, meshes.dividing(batch), folder)
+        print(told, flush=True)
     except UserError as error:  # nothing is held out: the weights are worth keeping
         print(f"no held-out accuracy: {error}", flush=True)
 
 
 def _reconstruct(
-    config: Experiment,
-    method: ModuleType,
-    mesh: jax.sharding.Mesh,
-    weights: Any,
-    source: Source,
-    folder: Path,
+    config: Experiment, method: ModuleType, weights: Any, source: Source, folder: Path
 ) -> None:
     """How near pictures come back from their codes: held-out ones, or where none are the data's."""
     with contextlib.suppress(UserError):
@@ -147,6 +147,7 @@ def _reconstruct(
         functools.partial(function, config) for function in (method.reconstruct, method.between)
     )
     batch = config.train.batch
+    mesh = meshes.dividing(batch)
     print(reconstructions.grade(there, between, weights, source, batch, mesh, folder), flush=True)
 
 
@@ -262,20 +263,23 @@ class _Show:
         self._captions = shown or [source.captions[i][0] for i in chosen]
         ids = words.encode(tokenizer, self._captions, config.caption_length)
         even = len(ids) % mesh.size == 0
-        self._ids = jax.device_put(
-            ids, meshes.over_batch(mesh) if even else meshes.replicated(mesh)
-        )
+        self._ids = meshes.put(ids, meshes.over_batch(mesh) if even else meshes.replicated(mesh))
         self._program = None
         if hasattr(method, "sample"):
-            self._program = jax.jit(functools.partial(method.sample, config), static_argnums=3)
+            self._program = jax.jit(
+                functools.partial(method.sample, config),
+                static_argnums=3,
+                out_shardings=meshes.replicated(mesh),
+            )
 
     def during(self, state: State, step: int, log: MetricsLog) -> None:
         """A grid in the folder and on TensorBoard."""
         if self._program:
             columns = [(title, images) for title, images, _ in self._drawn(state, timed=False)]
-            picture = pictures.grid(columns, self._captions, self._scale)
-            pictures.save(picture, self._folder / f"step_{step:06d}.png")
-            log.picture(step, "samples", np.asarray(picture))
+            if hosts.is_first():
+                picture = pictures.grid(columns, self._captions, self._scale)
+                pictures.save(picture, self._folder / f"step_{step:06d}.png")
+                log.picture(step, "samples", np.asarray(picture))
 
     def final(self, state: State) -> None:
         """The last grid, with times, and the table of times."""
@@ -283,6 +287,8 @@ class _Show:
             return
         print(f"{self._config.name}: compiling the samplers and drawing the samples", flush=True)
         rows = self._drawn(state, timed=True)
+        if not hosts.is_first():
+            return
         columns = [(f"{title}\n{seconds:.4f} s/image", images) for title, images, seconds in rows]
         path = self._folder / "final.png"
         pictures.save(pictures.grid(columns, self._captions, self._scale), path)

@@ -325,6 +325,6 @@ def look(config: Add, eyes: Any, image: Images) -> tuple[Features, Float[Array, 
 
 def _optimizers(config: Add) -> dict[str, Any]:
     return {
-        "student": optimizer.build(config.optimizer, config.train.steps),
-        "judge": optimizer.build(config.judge_optimizer, config.train.steps),
+        "student": optimizer.build(config.optimizer, config.train),
+        "judge": optimizer.build(config.judge_optimizer, config.train),
     }

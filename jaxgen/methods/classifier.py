@@ -80,7 +80,7 @@ def init(config: Classifier, frozen: Any, key: PRNGKeyArray) -> State:
     del frozen
     image = jnp.zeros((1, config.data.size, config.data.size, 3))
     params = {"classifier": _network(config).init(key, image)["params"]}
-    adamw = optimizer.build(config.optimizer, config.train.steps)
+    adamw = optimizer.build(config.optimizer, config.train)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -111,7 +111,7 @@ def train_step(
 
     (loss, right), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params["classifier"])
     params, opt_state, norm = optimizer.apply(
-        optimizer.build(config.optimizer, config.train.steps),
+        optimizer.build(config.optimizer, config.train),
         gradient,
         state.opt_state["classifier"],
         state.params["classifier"],

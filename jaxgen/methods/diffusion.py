@@ -150,7 +150,7 @@ def init(config: Diffusion, frozen: Any, key: PRNGKeyArray) -> State:
     else:
         generator = _fresh(config, key)
     params = {"generator": generator}
-    adamw = optimizer.build(config.optimizer, config.train.steps)
+    adamw = optimizer.build(config.optimizer, config.train)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -170,7 +170,7 @@ def train_step(config: Diffusion, state: State, frozen: Any, batch: Batch) -> tu
         return loss(config, _whole(config, trained, frozen), x0, caption, t, eps)
 
     value, gradient = jax.value_and_grad(loss_of)(state.params["generator"])
-    adamw = optimizer.build(config.optimizer, config.train.steps)
+    adamw = optimizer.build(config.optimizer, config.train)
     params, opt_state, norm = optimizer.apply(
         adamw, gradient, state.opt_state["generator"], state.params["generator"]
     )

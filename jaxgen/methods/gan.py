@@ -354,6 +354,6 @@ def _generator(config: Gan) -> Generator:
 
 def _optimizers(config: Gan) -> dict[str, Any]:
     return {
-        "generator": optimizer.build(config.optimizer, config.train.steps),
-        "discriminator": optimizer.build(config.discriminator_optimizer, config.train.steps),
+        "generator": optimizer.build(config.optimizer, config.train),
+        "discriminator": optimizer.build(config.discriminator_optimizer, config.train),
     }

@@ -308,6 +308,6 @@ def loss_of_judge(
 
 def _optimizers(config: Ladd) -> dict[str, Any]:
     return {
-        "student": optimizer.build(config.optimizer, config.train.steps),
-        "judge": optimizer.build(config.judge_optimizer, config.train.steps),
+        "student": optimizer.build(config.optimizer, config.train),
+        "judge": optimizer.build(config.judge_optimizer, config.train),
     }

@@ -74,7 +74,7 @@ def init(config: ThresholdDiffusion, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the generator, text encoder and network together."""
     del frozen
     params = {"generator": denoiser.init(config.model, config.side, key)}
-    adamw = optimizer.build(config.optimizer, config.train.steps)
+    adamw = optimizer.build(config.optimizer, config.train)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -97,7 +97,7 @@ def train_step(
         return loss(config, weights, x0, caption, t, noise)
 
     value, gradient = jax.value_and_grad(loss_of)(state.params["generator"])
-    adamw = optimizer.build(config.optimizer, config.train.steps)
+    adamw = optimizer.build(config.optimizer, config.train)
     params, opt_state, norm = optimizer.apply(
         adamw, gradient, state.opt_state["generator"], state.params["generator"]
     )

@@ -383,10 +383,9 @@ def _alone(config: Vae) -> int:
 
 
 def _optimizers(config: Vae) -> dict[str, Any]:
-    steps = config.train.steps
     return {
-        "autoencoder": optimizer.build(config.optimizer, steps),
+        "autoencoder": optimizer.build(config.optimizer, config.train),
         "discriminator": optimizer.build(
-            config.discriminator_optimizer, max(1, steps - _alone(config))
+            config.discriminator_optimizer, config.train, begins=_alone(config)
         ),
     }

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.errors import UserError
+from jaxgen.models.remat import Remat, rematerialised
 from jaxgen.models.unet import DTYPES, Upsample
 
 
@@ -39,8 +40,8 @@ class AutoencoderConfig:
     """1x1 convolutions after the encoder and before the decoder, as Stable Diffusion 1 to XL."""
     dtype: str = "float32"
     """Type of activations: float32 or bfloat16. Parameters and normalisations stay float32."""
-    remat: bool = False
-    """Recompute the blocks' activations in the backward pass: less memory, about a third slower."""
+    remat: Remat = "none"
+    """What the backward pass keeps of each block, and what it computes again to save memory."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "latent_channels", "patch", "layers", "groups"):
@@ -196,7 +197,7 @@ class MidBlock(nn.Module):
         c, width = self.config, self.config.block_out[-1]
         x = _resnet(c, width, "resnets_0")(x)
         if c.mid_attention:
-            attention = nn.remat(SelfAttention) if c.remat else SelfAttention
+            attention = rematerialised(SelfAttention, c.remat)
             x = attention(c.groups, jnp.dtype(c.dtype), name="attentions_0")(x)
         return _resnet(c, width, "resnets_1")(x)
 
@@ -267,7 +268,7 @@ class SelfAttention(nn.Module):
 
 
 def _resnet(c: AutoencoderConfig, features: int, name: str) -> nn.Module:
-    module = nn.remat(ResnetBlock) if c.remat else ResnetBlock
+    module = rematerialised(ResnetBlock, c.remat)
     return module(features, c.groups, jnp.dtype(c.dtype), name=name)
 
 

@@ -14,6 +14,7 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float
 
 from jaxgen.errors import UserError
+from jaxgen.models.remat import Remat, rematerialised
 from jaxgen.models.unet import DTYPES, Embedding, timestep_embedding
 
 SINUSOIDS = 256  # width of the timestep's sinusoids at every size of network, as in the paper
@@ -41,8 +42,8 @@ class DiTConfig:
     """Width of the extra conditioning vector (the pooled caption); 0 for none."""
     dtype: str = "float32"
     """Type of activations: float32 or bfloat16. Parameters and normalisations stay float32."""
-    remat: bool = False
-    """Recompute the blocks' activations in the backward pass: less memory, about a third slower."""
+    remat: Remat = "none"
+    """What the backward pass keeps of each block, and what it computes again to save memory."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "patch", "width", "depth", "heads", "mlp", "context_width"):
@@ -119,7 +120,7 @@ class DiT(nn.Module):
 
         tokens = PatchEmbedding(c.patch, c.width, dtype, name="pos_embed")(x.astype(dtype))
         features = []
-        block = nn.remat(DiTBlock) if c.remat else DiTBlock
+        block = rematerialised(DiTBlock, c.remat)
         for i in range(c.depth):
             name = f"transformer_blocks_{i}"
             tokens = block(c.heads, c.mlp, dtype, name=name)(tokens, condition, context, mask)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from jaxgen.errors import UserError
+from jaxgen.runtime import hosts
 from jaxgen.state import State
 
 
@@ -31,17 +31,23 @@ class Checkpoints:
             # run was killed. With a file that cannot be read it is damaged: set aside, and said.
             if step < newest and not read_only and not _loss_file(folder, step).exists():
                 self._damaged.remove(step)
-                if jax.process_index() == 0:
+                if hosts.is_first():
                     shutil.rmtree(folder / str(step), ignore_errors=True)
         if read_only and self._damaged:
             raise UserError(f"checkpoints {self._damaged} in {folder} are damaged; remove them")
+        hosts.barrier("checkpoints looked at")
         for step in self._damaged:
             self._set_aside(step)
         policies = preservation_policy
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
+                save_decision_policy=save_decision_policy.AnySavePolicy(
+                    [
+                        save_decision_policy.FixedIntervalPolicy(every),
+                        save_decision_policy.PreemptionCheckpointingPolicy(),
+                    ]
+                ),
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(2),
@@ -63,6 +69,10 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after `step` steps."""
         return self._manager.should_save(step)
+
+    def preempted(self, step: int) -> bool:
+        """Whether the hosts have been told that they go, and `step` is the last one of all."""
+        return self._manager.reached_preemption(step)
 
     def save(self, step: int, state: State, data: dict[str, Any], loss: float, force: bool = False):
         """Saves in the background what stands after `step` steps; `data` is the iterator's state.
@@ -126,10 +136,11 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         path = self.folder / str(step)
-        if jax.process_index() == 0 and path.is_dir():
+        if hosts.is_first() and path.is_dir():
             aside = self.folder / f"unreadable-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
+        hosts.barrier(f"checkpoint {step} set aside")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

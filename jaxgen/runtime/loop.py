@@ -1,15 +1,16 @@
 """The training loop: the same for every method."""
 
 import contextlib
+import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from jaxgen.errors import UserError
+from jaxgen.errors import EXIT_AGAIN, EXIT_INTERRUPTED, UserError
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog
@@ -26,9 +27,13 @@ class Data(Protocol):
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Ctrl-C or SIGTERM: the state after `step` steps is saved."""
+    """Ctrl-C or SIGTERM: the state after `step` steps is saved.
 
-    def __init__(self, step: int):
+    `code` is the exit code: of Ctrl-C, or that on which launchers run the same command again.
+    """
+
+    def __init__(self, step: int, code: int):
+        self.code = code
         super().__init__(f"interrupted after step {step}; the same command goes on from there")
 
 
@@ -36,6 +41,7 @@ def fit(
     *,
     title: str,
     mesh: jax.sharding.Mesh,
+    rules: Sequence[str] = (),
     init: Callable[[Any], State],
     train_step: Callable[[State, Any, Any], tuple[State, Metrics]],
     frozen: Any,
@@ -50,16 +56,19 @@ def fit(
 ) -> State:
     """Trains until `steps` steps are done, from the newest good checkpoint if there is one.
 
-    `init` maps frozen to a fresh State. Raises Interrupted after saving on SIGINT or SIGTERM, and
+    `init` maps frozen to a fresh State, whose arrays are born where mesh and `rules` (see
+    `jaxgen.config.Mesh`) have them. Raises Interrupted after saving on SIGINT or SIGTERM, and
     UserError naming step and term when a metric is not finite, with the last good checkpoint kept.
     """
-    state = _start(mesh, init, frozen, data, checkpoints)
+    state = _start(mesh, rules, init, frozen, data, checkpoints)
     done = int(state.step)
     if done >= steps:
         return state
     log = open_log(done)
     placed = jax.tree.map(lambda a: a.sharding, state)
-    compiled = jax.jit(train_step, donate_argnums=0, out_shardings=(placed, None))
+    compiled = jax.jit(
+        train_step, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh))
+    )
     pending: list[Metrics] = []
     since_save: list[float] = []
     with Bar(title, steps, done) as bar, _stop_flag() as stop, contextlib.closing(log):
@@ -73,7 +82,9 @@ def fit(
                 jax.block_until_ready(metrics)
                 bar.say(f"{title}: compiled in {duration(time.monotonic() - clock)}")
                 clock, clocked = time.monotonic(), done
-            save = done == steps or stop.raised or checkpoints.due(done)
+            preempted = checkpoints.preempted(done)
+            stopped = preempted or (stop.code if jax.process_count() == 1 else 0)
+            save = done == steps or stopped or checkpoints.due(done)
             if done % log_every == 0 or save:
                 values = _mean(pending, done)
                 since_save.extend([values["loss"]] * len(pending))
@@ -86,9 +97,9 @@ def fit(
                 loss = float(np.mean(since_save))
                 since_save.clear()
                 checkpoints.save(done, state, data.get_state(), loss, force=True)
-            if stop.raised:
+            if stopped:
                 checkpoints.close()
-                raise Interrupted(done)
+                raise Interrupted(done, stop.code or EXIT_AGAIN)
             if sample_every and done % sample_every == 0 and done < steps:
                 paused = time.monotonic()
                 sample(state, done, log)
@@ -98,13 +109,15 @@ def fit(
 
 def _start(
     mesh: jax.sharding.Mesh,
+    rules: Sequence[str],
     init: Callable[[Any], State],
     frozen: Any,
     data: Data,
     checkpoints: Checkpoints,
 ) -> State:
     shapes = jax.eval_shape(init, frozen)
-    where = meshes.over_parameters(mesh, shapes)
+    meshes.check_rules(rules, shapes, frozen)
+    where = meshes.over_parameters(mesh, shapes, rules)
     target = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
     )
@@ -132,19 +145,26 @@ def _mean(pending: list[Metrics], done: int) -> dict[str, float]:
 
 
 class _Stop:
-    raised = False
+    code = 0
 
 
 @contextlib.contextmanager
 def _stop_flag() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once."""
-    stop = _Stop()
+    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once.
+
+    Several processes must stop after the same step. JAX's coordination service sees to that: it
+    takes SIGTERM, and a SIGINT is passed on to it as one.
+    """
+    stop, several = _Stop(), jax.process_count() > 1
 
     def ask(number: Any, frame: Any) -> None:
-        stop.raised = True
+        stop.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
         signal.signal(number, before[number])
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.getsignal(n) for n in caught}
     try:
         for number in before:
             signal.signal(number, ask)

@@ -1,6 +1,8 @@
 """Devices as a mesh of two axes, and where arrays live on it."""
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from jaxgen.config import Mesh as MeshConfig
 from jaxgen.errors import UserError
 
 SHARD_FROM = 2**16  # elements; smaller arrays are cheaper to copy than to gather
+WHOLE = "whole"
 
 
 def prepare(batch: int, cache: Path | None = None) -> None:
@@ -29,32 +32,36 @@ def prepare(batch: int, cache: Path | None = None) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def make(config: MeshConfig, batch: int) -> jax.sharding.Mesh:
-    """The mesh that a config asks for; UserError where devices or batch do not fit it."""
-    devices = jax.device_count()
+def make(config: MeshConfig, batch: int, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh that a config asks for, of `devices` or of all that there are.
+
+    Raises UserError where devices or batch do not fit it.
+    """
+    there = jax.devices() if devices is None else devices
+    count = len(there)
     data, fsdp = config.data, config.fsdp
     if (data < 1 and data != -1) or (fsdp < 1 and fsdp != -1) or data == fsdp == -1:
         raise UserError(
             f"--mesh.data {data} --mesh.fsdp {fsdp}: give counts, at most one of them -1"
         )
     if fsdp == -1:
-        fsdp = max(1, devices // data)
+        fsdp = max(1, count // data)
     if data == -1:
-        data = max(1, devices // fsdp)
-    if data * fsdp > devices:
-        raise UserError(
-            f"a mesh of {data} x {fsdp} needs {data * fsdp} devices; there are {devices}"
-        )
+        data = max(1, count // fsdp)
+    if data * fsdp > count:
+        raise UserError(f"a mesh of {data} x {fsdp} needs {data * fsdp} devices; there are {count}")
     if batch % (data * fsdp):
         raise UserError(f"--train.batch {batch} does not divide over {data} x {fsdp} devices")
-    chosen = np.asarray(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    _parsed(config.rules)
+    chosen = np.asarray(there[: data * fsdp]).reshape(data, fsdp)
     return jax.sharding.Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def dividing(batch: int) -> jax.sharding.Mesh:
-    """The mesh of as many devices as the batch divides over."""
-    devices = max(n for n in range(1, jax.device_count() + 1) if batch % n == 0)
-    return make(MeshConfig(data=devices), batch)
+    """The mesh of as many of this host's own devices as the batch divides over."""
+    local = jax.local_devices()
+    devices = max(n for n in range(1, len(local) + 1) if batch % n == 0)
+    return make(MeshConfig(data=devices), batch, local)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -67,18 +74,84 @@ def over_batch(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def over_parameters(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
-    """For every array of a tree: its largest axis that divides is split over `fsdp`."""
-    ways = mesh.shape["fsdp"]
+def over_parameters(mesh: jax.sharding.Mesh, shapes: Any, rules: Sequence[str] = ()) -> Any:
+    """For every array of a tree: its largest axis that divides is split over `fsdp`.
 
-    def place(array: jax.ShapeDtypeStruct) -> NamedSharding:
+    Small arrays are whole everywhere. `rules` are the exceptions of `jaxgen.config.Mesh`. Raises
+    UserError where one asks for what an array cannot be.
+    """
+    ways, exceptions = mesh.shape["fsdp"], _parsed(rules)
+
+    def place(path: Any, array: jax.ShapeDtypeStruct) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        asked = [axis for pattern, axis in exceptions if pattern.search(name)]
+        if asked:
+            return _split(mesh, name, array.shape, asked[-1])
         fitting = [axis for axis, n in enumerate(array.shape) if n % ways == 0]
         if ways == 1 or array.size < SHARD_FROM or not fitting:
             return replicated(mesh)
-        largest = max(fitting, key=lambda axis: array.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+        return _split(mesh, name, array.shape, max(fitting, key=lambda axis: array.shape[axis]))
 
-    return jax.tree.map(place, shapes)
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def check_rules(rules: Sequence[str], *trees: Any) -> None:
+    """Raises UserError for a rule that is for none of the arrays of these trees."""
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for tree in trees
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    for rule, (pattern, _) in zip(rules, _parsed(rules), strict=True):
+        if not any(pattern.search(path) for path in paths):
+            raise UserError(f"--mesh.rules {rule!r} fits no array; there is, say, {paths[-1]}")
+
+
+def _parsed(rules: Sequence[str]) -> list[tuple[re.Pattern[str], int | None]]:
+    found = []
+    for rule in rules:
+        pattern, _, axis = rule.rpartition("=")
+        try:
+            if not pattern:
+                raise ValueError
+            found.append((re.compile(pattern), None if axis == WHOLE else int(axis)))
+        except (ValueError, re.error):
+            raise UserError(
+                f"--mesh.rules {rule!r}: give PATTERN=AXIS or PATTERN={WHOLE}, the pattern a "
+                "regular expression"
+            ) from None
+    return found
+
+
+def _split(
+    mesh: jax.sharding.Mesh, name: str, shape: tuple[int, ...], axis: int | None
+) -> NamedSharding:
+    if axis is None or not shape:  # optimisers keep counts beside the moments of an array
+        return replicated(mesh)
+    ways = mesh.shape["fsdp"]
+    if not 0 <= axis < len(shape) or shape[axis] % ways:
+        raise UserError(
+            f"--mesh.rules asks for axis {axis} of {name}, whose shape is {shape}, to be split "
+            f"{ways} ways; choose another axis, or {WHOLE}"
+        )
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+
+def put(tree: Any, where: Any) -> Any:
+    """Arrays that every process holds whole, placed: each device is given its own part alone.
+
+    `where` is one sharding, or a tree of them.
+    """
+    if isinstance(where, NamedSharding):
+        where = jax.tree.map(lambda _: where, tree)
+
+    def place(array: Any, sharding: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(array, sharding)
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+    return jax.tree.map(place, tree, where)
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -10,19 +10,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from tokenizers import Tokenizer
 
 from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
+from jaxgen.runtime import hosts
 from jaxgen.weights import files
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # What may change between the start of a run and its resumption, without making it another run.
-FREE = ("workdir", "shown", "data.root", "mesh.", "train.steps")
+FREE = ("workdir", "shown", "data.root", "mesh.", "hosts.", "train.steps")
 FREE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
 FREE += (
     "model.text.vocabulary",
@@ -46,6 +46,10 @@ def opened(
     when the folder cannot be written, is in use, or holds a run of another config or other data.
     """
     folder = config.folder
+    if not hosts.is_first():
+        hosts.barrier("run folder opened")
+        yield folder
+        return
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -62,6 +66,7 @@ def opened(
         _refuse_other_data(folder, fingerprint)
         _write(folder / CONFIG, _description(config, method, labels, fingerprint))
         _write(folder / TOKENIZER, tokenizer.to_str())
+        hosts.barrier("run folder opened")
         yield folder
 
 
@@ -91,8 +96,9 @@ def finished_steps(folder: Path) -> int:
 
 def save_weights(folder: Path, weights: Any, step: int) -> None:
     """Writes what sampling needs into the folder, which makes it a finished run."""
-    if jax.process_index() == 0:
+    if hosts.is_first():
         files.save(folder / WEIGHTS, weights, {"step": str(step)})
+    hosts.barrier("weights written")
 
 
 def refuse_other(config: Experiment, method: str) -> None:

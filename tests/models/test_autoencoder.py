@@ -86,7 +86,7 @@ def test_patch_is_space_to_depth_and_counts_in_the_factor() -> None:
 
 
 def test_bfloat16_and_remat_change_neither_parameters_nor_types() -> None:
-    config = dataclasses.replace(TINY, dtype="bfloat16", remat=True)
+    config = dataclasses.replace(TINY, dtype="bfloat16", remat="blocks")
     chex.assert_trees_all_equal_shapes_and_dtypes(_shapes(TINY), _shapes(config))
     image = jnp.zeros((1, 8, 8, 3))
     out = jax.eval_shape(Autoencoder(config).init_with_output, jax.random.key(0), image)[0]

@@ -206,7 +206,7 @@ def test_no_mask_is_a_mask_of_all(run, perturbed, inputs):
 
 
 def test_gradient_reaches_every_parameter(perturbed, inputs):
-    config = dataclasses.replace(TINY, remat=True)
+    config = dataclasses.replace(TINY, remat="blocks")
 
     def loss(params):
         image: Any = DiT(config).apply({"params": params}, *inputs)
@@ -242,7 +242,7 @@ def test_features_are_the_tokens_of_every_block(run, perturbed, inputs):
 
 
 def test_bfloat16_keeps_parameters_and_result_in_float32():
-    config = dataclasses.replace(TINY, dtype="bfloat16", remat=True)
+    config = dataclasses.replace(TINY, dtype="bfloat16", remat="blocks")
     arrays = jax.eval_shape(DiT(config).init_with_output, jax.random.key(0), *_inputs(config))
     chex.assert_type(jax.tree.leaves(arrays), jnp.float32)
     chex.assert_trees_all_equal_shapes_and_dtypes(arrays[1]["params"], _shapes(TINY))

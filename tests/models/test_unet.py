@@ -145,7 +145,7 @@ def test_patch_is_space_to_depth():
 
 
 def test_bfloat16_keeps_parameters_and_result_in_float32():
-    config = dataclasses.replace(ONE_LEVEL, dtype="bfloat16", remat=True)
+    config = dataclasses.replace(ONE_LEVEL, dtype="bfloat16", remat="blocks")
     arrays = jax.eval_shape(
         UNet(config).init_with_output, jax.random.key(0), *_inputs(config, (8, 8))
     )
@@ -164,7 +164,7 @@ def test_blocks_start_as_the_identity():
 
 
 def test_remat_changes_no_parameter_name():
-    remat = dataclasses.replace(TINY, remat=True)
+    remat = dataclasses.replace(TINY, remat="blocks")
     chex.assert_trees_all_equal_shapes_and_dtypes(_shapes(TINY), _shapes(remat))
 
 

@@ -100,8 +100,9 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(
         if step == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(loop.Interrupted, match="after step 9"):
+    with pytest.raises(loop.Interrupted, match="after step 9") as stopped:
         fit(tmp_path / "cut", 23, every=100, sample=stop)
+    assert stopped.value.code == 75, "launchers start it again"
     same(fit(tmp_path / "cut", 23), whole)
     assert "going on from the checkpoint of step 9" in capsys.readouterr().out
 

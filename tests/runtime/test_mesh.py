@@ -1,10 +1,12 @@
 """Meshes: who gets what, and the same numbers on any of them."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
+from tiny import MODEL
 
 from jaxgen import methods
 from jaxgen.config import Mesh
@@ -39,6 +41,32 @@ def test_a_mesh_that_cannot_be_is_one_line(mesh: Mesh, batch: int, words: str) -
         meshes.make(mesh, batch)
 
 
+def test_rules_are_exceptions_by_path() -> None:
+    mesh = meshes.make(Mesh(data=2, fsdp=4), 8)
+    array = jax.ShapeDtypeStruct((512, 1024), np.float32)
+    tree = {"params": {"in": array, "out": array}, "moments": {"in": array, "count": array.dtype}}
+    tree["moments"]["count"] = jax.ShapeDtypeStruct((), np.int32)
+    where = meshes.over_parameters(mesh, tree, ("/in=0", "params/out=whole", "count=1"))
+    for each in (where["params"]["in"], where["moments"]["in"]):
+        assert each.shard_shape((512, 1024)) == (128, 1024)
+    assert where["params"]["out"].is_fully_replicated
+    assert where["moments"]["count"].is_fully_replicated, "a count beside moments has no axes"
+    last = meshes.over_parameters(mesh, tree, ("in=whole", "params/in=1"))
+    assert last["params"]["in"].shard_shape((512, 1024)) == (512, 256)
+    assert last["moments"]["in"].is_fully_replicated
+    with pytest.raises(UserError, match=r"axis 2 of params/in, whose shape is \(512, 1024\)"):
+        meshes.over_parameters(mesh, tree, ("params=2",))
+    meshes.check_rules(("/in=0", "frozen=whole"), tree, {"frozen": array})
+    with pytest.raises(UserError, match="'head=0' fits no array; there is, say, params/out"):
+        meshes.check_rules(("head=0",), tree)
+
+
+@pytest.mark.parametrize("rule", ["kernel", "=0", "kernel=first", "(=0"])
+def test_a_rule_that_cannot_be_read_is_one_line(rule: str) -> None:
+    with pytest.raises(UserError, match="give PATTERN=AXIS or PATTERN=whole"):
+        meshes.make(Mesh(rules=(rule,)), 8)
+
+
 def test_large_arrays_are_split_over_fsdp_and_small_ones_copied() -> None:
     mesh = meshes.make(Mesh(data=2, fsdp=4), 8)
     shapes = {
@@ -57,7 +85,16 @@ def test_two_steps_on_eight_devices_give_the_losses_of_one(
     name: str, diffusion_config, add_config, frozen, batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meshes, "SHARD_FROM", 64)  # or nothing of so small a model would be split
-    config = {"diffusion": diffusion_config, "add": add_config}[name]
+    unet = dataclasses.replace(
+        MODEL.unet, block_out=(16,), attention=(True,), transformer_depth=(1,), heads=(1,)
+    )
+    model = dataclasses.replace(MODEL, unet=unet)
+    convolutions = dataclasses.replace(diffusion_config, model=model)
+    judge = dataclasses.replace(add_config.judge, taps=(0,))  # compiles fastest
+    config = {
+        "diffusion": convolutions,
+        "add": dataclasses.replace(add_config, judge=judge),
+    }[name]
     method = methods.of(config)
     start = functools.partial(method.init, config)
     first = jax.device_get(jax.jit(start)(frozen, jax.random.key(0)))

@@ -1,0 +1,223 @@
+"""Several processes as one run: how they find each other, agree, and end together.
+
+One process a host, each with its own devices. All run the same program; the first alone writes
+logs, pictures and weights, while Orbax saves checkpoints from all. Where one of them is lost, JAX
+aborts the others after `hosts.heartbeat` seconds at most.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import jaxgen
+from jaxgen.config import Hosts
+from jaxgen.errors import EXIT_AGAIN, EXIT_USER_ERROR, UserError
+
+AUTO = "auto"
+_LOST = (
+    "gloo",
+    "coordination",
+    "heartbeat",
+    "deadline_exceeded",
+    "unavailable",
+    "connection",
+    "barrier",
+)
+
+
+def join(config: Hosts) -> None:
+    """Makes this process one of several, before anything else touches JAX.
+
+    By the coordinator that the config names; on a Cloud TPU host, or with the coordinator `auto`,
+    by what the cluster says of itself; else the process stays alone. The others print nothing: what
+    the run has to say, the first process says. Raises UserError where the coordinator cannot be
+    reached within `config.wait` seconds.
+    """
+    if not config.coordinator and not _on_cloud_tpu():
+        return
+    known: dict[str, Any] = {}
+    if config.coordinator not in ("", AUTO):
+        known = {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.count,
+            "process_id": config.index,
+        }
+        if config.index:
+            _await(config)  # JAX aborts where nobody answers
+    _announce_end(config.index)
+    try:
+        jax.distributed.initialize(
+            **known,
+            initialization_timeout=config.wait,
+            heartbeat_timeout_seconds=config.heartbeat,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise _unreached(config, str(error).strip().splitlines()[0][:160]) from None
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def agree(config_json: str) -> None:
+    """Raises UserError, naming the first difference, unless all processes run the same thing.
+
+    Compared are the config, the versions of the packages, and jaxgen's own code.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = {**_flat(json.loads(config_json)), "code of jaxgen": _code()}
+    told = [_flat(json.loads(text)) for text in _gathered(json.dumps(mine))]
+    for number, other in enumerate(told):
+        for field in {**told[0], **other}:
+            a, b = told[0].get(field), other.get(field)
+            if a != b and not field.startswith("hosts."):
+                raise UserError(
+                    f"the processes differ in {field}: {a!r} in process 0, {b!r} in process "
+                    f"{number}; start all with the same command and the same version of jaxgen"
+                )
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def whole(tree: Any) -> Any:
+    """The tree as NumPy arrays on every host, whatever devices hold its parts; one array a time."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(
+        lambda a: np.asarray(multihost_utils.process_allgather(a, tiled=True)), tree
+    )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """One of several processes that fails ends at once, so that the others are not kept waiting.
+
+    Where it has lost another one, that is with the exit code on which launchers start again.
+    """
+    try:
+        yield
+    except UserError as error:
+        if jax.process_count() == 1:
+            raise
+        leave(EXIT_USER_ERROR, " ".join(str(error).split()))
+    except (RuntimeError, ValueError, TimeoutError) as error:  # a collective or a barrier failed
+        if jax.process_count() == 1 or not any(word in str(error).lower() for word in _LOST):
+            raise
+        reason = str(error).strip().splitlines()[0][:160]
+        leave(
+            EXIT_AGAIN,
+            f"process {jax.process_index()} has lost contact with another ({reason}); start all "
+            "again with the same command: they go on from the last checkpoint",
+        )
+
+
+def leave(code: int, line: str) -> NoReturn:
+    """Ends the process at once, with a line on stderr; no thread and no other process is awaited.
+
+    Reading and saving threads hold nothing that a checkpoint needs.
+    """
+    print(f"jaxgen: {line}", file=sys.stderr, flush=True)
+    _goodbye()
+    os._exit(code)
+
+
+_ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end
+
+
+def _announce_end(index: int) -> None:
+    """Has a shell say so if this process ends without a goodbye: killed, or aborted by JAX."""
+    read, write = os.pipe()
+    line = (
+        f"jaxgen: process {index} ended abruptly: it was killed, or another one was lost or never "
+        "came; start all again with the same command: they go on from the last checkpoint"
+    )
+    subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _ || echo "$0" >&2', line], stdin=read, start_new_session=True
+    )
+    os.close(read)
+    _ENDS.append(write)
+    atexit.register(_goodbye)
+
+
+def _goodbye() -> None:
+    while _ENDS:
+        os.write(_ENDS[-1], b"\n")
+        os.close(_ENDS.pop())
+
+
+def _await(config: Hosts) -> None:
+    host, _, port = config.coordinator.rpartition(":")
+    give_up = time.monotonic() + config.wait
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=config.wait).close()
+            return
+        except OSError as error:
+            if time.monotonic() > give_up:
+                raise _unreached(config, error.strerror or str(error)) from None
+            time.sleep(0.2)
+
+
+def _unreached(config: Hosts, reason: str) -> UserError:
+    return UserError(
+        f"the coordinator {config.coordinator or AUTO} was not reached within {config.wait} s "
+        f"({reason}); start one process on every host, with --hosts.index 0 on that one"
+    )
+
+
+def _gathered(text: str) -> list[str]:
+    """Every process's text, in the order of the processes."""
+    raw = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.atleast_1d(multihost_utils.process_allgather(np.int32(len(raw))))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(raw)] = raw
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}.{name}" if prefix else name)
+    return found
+
+
+def _code() -> str:
+    """A digest of jaxgen's own source files."""
+    folder, digest = Path(jaxgen.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _on_cloud_tpu() -> bool:
+    """Whether this machine has TPU chips that JAX may use."""
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    asked = os.environ.get("JAX_PLATFORMS", "tpu")
+    devices = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(devices) and "tpu" in asked

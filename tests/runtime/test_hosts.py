@@ -1,0 +1,168 @@
+"""Two real processes as one run: the same losses, a common end, and either count goes on."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CONFIG = """
+from jaxgen.config import Data, Optimizer, Train
+from jaxgen.methods.diffusion import Diffusion
+from tiny import DIT_MODEL
+config = Diffusion(
+    data=Data(name="imagefolder:pictures", size=16),
+    model=DIT_MODEL,
+    train=Train(steps=24, batch=8, log_every=1, sample_every=0, checkpoint_every=8),
+    optimizer=Optimizer(decay="constant", warmup=0),
+    sampler_steps=1,
+    guidance=1.0,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = np.full((16, 16, 3), rng.integers(0, 256, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"square {number}.png")
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+class Process:
+    """One host with one device; its output goes to a file."""
+
+    def __init__(self, folder: Path, name: str, *more: str, core: int = 0):
+        self.log = folder / f"{name}.{time.monotonic_ns()}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "jaxgen.train",
+                    "--config=config.py",
+                    f"--name={name}",
+                    *more,
+                ],
+                cwd=folder,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(Path(__file__).parent.parent),
+                    "JAX_PLATFORMS": "cpu",
+                },
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def end(self) -> int:
+        return self.process.wait()
+
+
+def two(folder: Path, name: str, second: tuple[str, ...] = ()) -> tuple[Process, Process]:
+    cores = sorted(os.sched_getaffinity(0))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    hosts = (f"--hosts.coordinator=localhost:{port}", "--hosts.count=2", "--hosts.heartbeat=20")
+    return tuple(  # pyright: ignore[reportReturnType]
+        Process(folder, name, *hosts, f"--hosts.index={n}", *more, core=cores[n % len(cores)])
+        for n, more in enumerate(((), second))
+    )
+
+
+def rows(folder: Path, name: str) -> list[dict[str, float]]:
+    log = folder / "runs" / name / "metrics.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+
+
+def wait_for(folder: Path, name: str, step: int, *processes: Process) -> None:
+    while not (found := rows(folder, name)) or found[-1]["step"] < step:
+        for each in processes:
+            assert each.process.poll() is None, each.said[-3000:]
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> list[dict[str, float]]:
+    """The metrics of the run that one process makes, undisturbed."""
+    process = Process(folder, "alone")
+    assert process.end() == 0, process.said[-3000:]
+    return rows(folder, "alone")
+
+
+def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for a, b in zip(found, expected, strict=True):
+        for term in b:
+            np.testing.assert_allclose(a[term], b[term], rtol=1e-4, err_msg=f"{term}, {b['step']}")
+
+
+def test_two_are_stopped_killed_and_go_on_as_one(folder: Path, alone) -> None:
+    """SIGTERM to one stops both after one step; SIGKILL to one ends the other; one goes on."""
+    first, second = two(folder, "both")
+    wait_for(folder, "both", 3, first, second)
+    second.process.send_signal(signal.SIGTERM)
+    assert (first.end(), second.end()) == (75, 75), first.said[-3000:] + second.said[-3000:]
+    (stopped,) = {p.said.split("interrupted after step ")[1].split(";")[0] for p in (first, second)}
+    assert (folder / "runs/both/checkpoints" / stopped).is_dir()
+    assert "plan" not in second.said, "one speaks for both"
+
+    first, second = two(folder, "both")
+    wait_for(folder, "both", int(stopped) + 4, first, second)
+    second.process.kill()
+    second.end()
+    assert first.end() not in (0, 2)
+    assert f"going on from the checkpoint of step {stopped}" in first.said
+    (line,) = [line for line in first.said.splitlines() if line.startswith("jaxgen: ")]
+    assert "lost" in line
+    assert "start all again" in line
+
+    one = Process(folder, "both")
+    assert one.end() == 0, one.said[-3000:]
+    assert "going on from the checkpoint" in one.said
+    assert_same(rows(folder, "both"), alone)
+
+
+def test_one_is_joined_by_a_second(folder: Path, alone) -> None:
+    one = Process(folder, "joined", "--train.steps=12")
+    assert one.end() == 0, one.said[-3000:]
+    first, second = two(folder, "joined")
+    assert (first.end(), second.end()) == (0, 0), first.said[-3000:] + second.said[-3000:]
+    assert "going on from the checkpoint of step 12" in first.said
+    assert_same(rows(folder, "joined"), alone)
+    assert (folder / "runs/joined/samples/final.png").is_file()
+    assert (folder / "runs/joined/model.safetensors").is_file()
+
+
+def test_processes_that_differ_are_refused_by_the_field(folder: Path) -> None:
+    for process in two(folder, "unlike", second=("--seed=1",)):
+        assert process.end() == 2, process.said[-3000:]
+        assert (
+            "jaxgen: the processes differ in seed: 0 in process 0, 1 in process 1" in process.said
+        )
+    assert not (folder / "runs/unlike").exists()
+
+
+def test_a_coordinator_that_is_not_there_is_one_line(folder: Path) -> None:
+    late = Process(
+        folder, "late", "--hosts.coordinator=localhost:9", "--hosts.count=2", "--hosts.index=1",
+        "--hosts.wait=3",
+    )  # fmt: skip
+    assert late.end() == 2, late.said[-3000:]
+    assert "jaxgen: the coordinator localhost:9 was not reached within 3 s" in late.said
