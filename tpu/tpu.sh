@@ -136,10 +136,7 @@ ask_request() {
   request=${request:-MISSING} created=1
 }
 
-delete() {
-  hosts=''
-  tpus queued-resources delete "$name" --force
-}
+delete() { tpus queued-resources delete "$name" --force; }
 
 watch() {
   local failures=0 silent=0 uneven=0 seen='' now

@@ -277,11 +277,11 @@ def test_silence_of_all_workers_deletes_nothing(cloud: Cloud):
 def test_refused_input_stops_at_once(cloud: Cloud):
     cloud.codes("2", worker=0)
     cloud.codes("wait", worker=1)
-    said = cloud.watch("--delete", code=2)
+    said = cloud.watch(code=2)
     assert cloud.trainings() == 1
+    assert not cloud.running()
     assert "== worker-0" in said
     assert said.splitlines()[-1].startswith("jaxgen: box: training refused its input")
-    assert not cloud.exists
 
 
 def test_any_other_code_is_tried_as_often_as_said(cloud: Cloud):
