@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_jobset_restarts_after_preemption_and_not_after_bad_input(
 
 
 @pytest.fixture
-def sky(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def sky(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
     """SkyPilot's schemas, without the rest of SkyPilot, which would want its dependencies."""
     found = importlib.util.find_spec("sky")
     if found is None or found.origin is None:

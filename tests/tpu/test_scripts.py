@@ -279,7 +279,7 @@ def test_refused_input_stops_at_once(cloud: Cloud):
     cloud.codes("wait", worker=1)
     said = cloud.watch(code=2)
     assert cloud.trainings() == 1
-    assert not cloud.running()
+    assert " running " not in cloud.tpu(*cloud.line("status")).stdout
     assert "== worker-0" in said
     assert said.splitlines()[-1].startswith("jaxgen: box: training refused its input")
 
