@@ -191,9 +191,8 @@ def _of(loaded: Loaded) -> tuple[Encode, Decode]:
         blocks = []
         for start in range(0, len(rows), BATCH):
             block = rows[start : start + BATCH]
-            full = np.pad(block, [(0, BATCH - len(block)), *[(0, 0)] * (rows.ndim - 1)])
             with stages.fitting(loaded):
-                out = function(weights, jax.device_put(full, meshes.over_batch(mesh)))
+                out = function(weights, meshes.put_padded(mesh, block, BATCH))
             blocks.append(np.asarray(out)[: len(block)])
         return np.concatenate(blocks)
 

@@ -166,16 +166,15 @@ def _in_blocks(
     """The images that the program makes of weights, number and rows of each block of `BATCH`."""
     mesh = meshes.dividing(BATCH)
     weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
-    full = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % BATCH, axis=0)])
     blocks = [
-        jax.device_put(full[start : start + BATCH], meshes.over_batch(mesh))
-        for start in range(0, len(full), BATCH)
+        meshes.put_padded(mesh, rows[start : start + BATCH], BATCH)
+        for start in range(0, len(rows), BATCH)
     ]
     with stages.fitting(loaded):
         compiled = jax.jit(program).lower(weights, np.int32(0), blocks[0]).compile()
     begun = time.monotonic()
     images = [np.asarray(compiled(weights, np.int32(n), block)) for n, block in enumerate(blocks)]
-    seconds = (time.monotonic() - begun) / len(full)
+    seconds = (time.monotonic() - begun) / (len(blocks) * BATCH)
     return np.concatenate(images)[: len(rows)], seconds
 
 

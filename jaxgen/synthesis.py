@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int, UInt8
 
 from jaxgen import config as configs
@@ -19,6 +18,7 @@ from jaxgen.config import Drawing, Experiment
 from jaxgen.data import drawn as sets
 from jaxgen.data.source import Source, digest
 from jaxgen.diffusion.sampler import Sampler
+from jaxgen.runtime import mesh as meshes
 from jaxgen.stages import Loaded
 from jaxgen.state import stream
 from jaxgen.text import tokenizer as words
@@ -108,18 +108,15 @@ def _drawer(
     Each host draws all of them, on its own devices: they are few.
     """
     method = methods.of(loaded.config)
-    devices = jax.local_devices()
-    ways = max(n for n in range(1, len(devices) + 1) if BATCH % n == 0)
-    mesh = jax.sharding.Mesh(np.asarray(devices[:ways]), ("data",))
-    weights = jax.device_put(loaded.weights, NamedSharding(mesh, PartitionSpec()))
+    mesh = meshes.dividing(BATCH)
+    weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
     program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
 
     def draw(numbers: range) -> UInt8[np.ndarray, "n size size 3"]:
         images = []
         for start in range(numbers.start, numbers.stop, BATCH):
             block = ids[start : min(start + BATCH, numbers.stop)]
-            full = np.concatenate([block, np.repeat(block[-1:], BATCH - len(block), axis=0)])
-            caption = jax.device_put(full, NamedSharding(mesh, PartitionSpec("data")))
+            caption = meshes.put_padded(mesh, block, BATCH)
             drawn = program(weights, stream(seed, start, "drawn"), caption, sampler)
             images.append(np.asarray(drawn)[: len(block)])
         return np.concatenate(images)

@@ -32,8 +32,7 @@ def probabilities(
     for start in range(0, count, batch):
         numbers = range(start, min(start + batch, count))
         block = np.stack([images[n] for n in numbers])
-        full = np.pad(block, [(0, batch - len(block)), (0, 0), (0, 0), (0, 0)])
-        found.append(program(placed, jax.device_put(full, meshes.over_batch(mesh))))
+        found.append(program(placed, meshes.put_padded(mesh, block, batch)))
     return np.concatenate([np.asarray(block) for block in found])[:count]
 
 

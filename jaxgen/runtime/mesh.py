@@ -154,6 +154,12 @@ def put(tree: Any, where: Any) -> Any:
     return jax.tree.map(place, tree, where)
 
 
+def put_padded(mesh: jax.sharding.Mesh, block: np.ndarray, batch: int) -> jax.Array:
+    """At most `batch` rows, the last repeated until they are so many, over this host's devices."""
+    full = np.concatenate([block, np.repeat(block[-1:], batch - len(block), axis=0)])
+    return jax.device_put(full, over_batch(mesh))
+
+
 def put_batch(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's share of a batch, as the global arrays of which it is a part."""
     where = over_batch(mesh)

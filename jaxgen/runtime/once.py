@@ -57,8 +57,7 @@ def _computed(
     for start in range(0, len(source), BATCH):
         rows = range(start, min(start + BATCH, len(source)))
         images = np.stack([source.images[row] for row in rows])
-        padded = np.concatenate([images, np.repeat(images[-1:], BATCH - len(images), axis=0)])
-        block = compute(weights, jax.device_put(padded, meshes.over_batch(mesh)))
+        block = compute(weights, meshes.put_padded(mesh, images, BATCH))
         blocks.append({name: np.asarray(array)[: len(images)] for name, array in block.items()})
         progress(rows.stop, len(source))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

@@ -45,12 +45,11 @@ def grade(
     weights = jax.device_put(weights, meshes.replicated(mesh))
     images = np.stack([source.images[n] for n in range(len(source))])
     program = jax.jit(reconstruct, out_shardings=meshes.replicated(mesh))
-    back = np.concatenate(
-        [
-            _whole(program, weights, images[start : start + batch], batch, mesh)
-            for start in range(0, len(images), batch)
-        ]
-    )
+    blocks = [
+        program(weights, meshes.put_padded(mesh, images[start : start + batch], batch))
+        for start in range(0, len(images), batch)
+    ]
+    back = np.concatenate([np.asarray(block) for block in blocks])[: len(images)]
     rng = np.random.default_rng(0)
     value, low, high = of_mean(psnr(images, back), rng)
 
@@ -92,14 +91,6 @@ def psnr(
     """
     error = np.mean((image.astype(np.float64) - other) ** 2, axis=(1, 2, 3))
     return 10.0 * np.log10(255.0**2 / np.maximum(error, 1 / 12))
-
-
-def _whole(
-    program: Reconstruct, weights: Any, block: np.ndarray, batch: int, mesh: jax.sharding.Mesh
-) -> np.ndarray:
-    """The block's reconstructions through a program for full batches."""
-    full = np.pad(block, [(0, batch - len(block)), (0, 0), (0, 0), (0, 0)])
-    return np.asarray(program(weights, jax.device_put(full, meshes.over_batch(mesh))))[: len(block)]
 
 
 def _told(split: str) -> str:

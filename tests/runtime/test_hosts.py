@@ -27,6 +27,13 @@ config = Diffusion(
 )
 """
 
+PROGRAM = """
+import os
+os.sched_setaffinity(0, {int(os.environ["CORE"])})  # one core, hence one device
+from jaxgen import train
+train.main()
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,23 +54,16 @@ class Process:
         self.log = folder / f"{name}.{time.monotonic_ns()}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "jaxgen.train",
-                    "--config=config.py",
-                    f"--name={name}",
-                    *more,
-                ],
+                [sys.executable, "-c", PROGRAM, "--config=config.py", "--name", name, *more],
                 cwd=folder,
                 env={
                     **os.environ,
                     "PYTHONPATH": str(Path(__file__).parent.parent),
                     "JAX_PLATFORMS": "cpu",
+                    "CORE": str(core),
                 },
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
             )
 
     @property

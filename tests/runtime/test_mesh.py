@@ -6,7 +6,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny import MODEL
 
 from jaxgen import methods
 from jaxgen.config import Mesh
@@ -85,14 +84,9 @@ def test_two_steps_on_eight_devices_give_the_losses_of_one(
     name: str, diffusion_config, add_config, frozen, batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meshes, "SHARD_FROM", 64)  # or nothing of so small a model would be split
-    unet = dataclasses.replace(
-        MODEL.unet, block_out=(16,), attention=(True,), transformer_depth=(1,), heads=(1,)
-    )
-    model = dataclasses.replace(MODEL, unet=unet)
-    convolutions = dataclasses.replace(diffusion_config, model=model)
     judge = dataclasses.replace(add_config.judge, taps=(0,))  # compiles fastest
     config = {
-        "diffusion": convolutions,
+        "diffusion": diffusion_config,
         "add": dataclasses.replace(add_config, judge=judge),
     }[name]
     method = methods.of(config)
