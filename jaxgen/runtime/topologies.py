@@ -115,6 +115,7 @@ def _no_tpu_looked_for() -> Iterator[None]:
         "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any; the name of the topology decides
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may plan, and no TPU is taken
     }
     before = {name: os.environ.get(name) for name in said}
     os.environ.update({name: value for name, value in said.items() if before[name] is None})

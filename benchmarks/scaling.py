@@ -1,0 +1,188 @@
+"""Weak scaling on paper: the train step compiled for 4 to 256 chips, and how much of it is links.
+
+    python -m benchmarks.scaling                              (hours on two cores; it goes on)
+    python -m benchmarks.scaling --config add_sd21 --kind v5e --chips 4 16
+    python -m benchmarks.scaling --plot true                  (draws the plot again)
+
+Every chip has as many images as on the others. Efficiency is the time that one chip's work takes
+without any exchange, by the roofline of `jaxgen.runtime.costs` on the fewest chips, over the time
+with it: the upper number with all collectives hidden behind other work, the lower with none. What
+links cost by their published bandwidths and a microsecond a hop is in it; stragglers, input and
+compute below the peak, which would make links look cheaper, are not. Each program is written to
+results/tpu-scaling.json as soon as it is compiled, and not compiled again where it stands there.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine, plans, sampling_report
+from jaxgen import config as configs
+from jaxgen import plan
+from jaxgen.config import Experiment, Mesh
+from jaxgen.errors import UserError, reported
+from jaxgen.runtime import topologies
+
+PROGRAM = "python -m benchmarks.scaling"
+RESULTS = Path(__file__).parent / "results" / "tpu-scaling.json"
+SHAPES = {4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}
+IMAGES = {"add_64": 32, "add_sd21": 1}
+"""Images a chip."""
+FSDP = {"add_64": 1, "add_sd21": 16}
+"""Most chips over which parameters are split."""
+GOAL = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    config: tuple[str, ...] = tuple(IMAGES)
+    """Configs to compile."""
+    kind: tuple[str, ...] = ("v5e", "v6e")
+    """Kinds of chips."""
+    chips: tuple[int, ...] = tuple(SHAPES)
+    """Numbers of chips."""
+    plot: bool = False
+    """Draw and print the results that are there, and compile nothing."""
+
+    def check(self) -> None:
+        """Raises UserError for what is not among those that are scaled."""
+        for name, given, known in (
+            ("config", self.config, IMAGES),
+            ("kind", self.kind, ("v5e", "v6e")),
+            ("chips", self.chips, SHAPES),
+        ):
+            if unknown := [one for one in given if one not in known]:
+                raise UserError(f"--{name} {unknown[0]}: give some of {', '.join(map(str, known))}")
+
+
+def main() -> None:
+    with reported():
+        options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        topologies.on_cpu()
+        rows = {_key(row): row for row in read()}
+        for name in () if options.plot else options.config:
+            for kind in options.kind:
+                for chips in options.chips:
+                    row = rows.get((name, kind, chips))
+                    if row is None or row["fingerprint"] != plans.fingerprint(_of(name, chips)):
+                        rows[name, kind, chips] = compiled(name, kind, chips)
+                        write([rows[key] for key in sorted(rows)])
+                        print(f"{name} on {chips} {kind}: compiled", flush=True)
+        found = [rows[key] for key in sorted(rows)]
+        print(table(found))
+        print(f"numbers: {RESULTS}; plot: {draw(found, RESULTS.with_suffix('.png'))}")
+
+
+def compiled(name: str, kind: str, chips: int) -> dict[str, Any]:
+    """What the train step of a config costs on a number of chips, as JSON."""
+    config, place = _of(name, chips), topologies.parse(f"{kind}:{SHAPES[chips]}")
+    mesh = plan.mesh_of(config, topologies.devices(place))
+    return {
+        "config": name,
+        "kind": kind,
+        "chips": chips,
+        "fingerprint": plans.fingerprint(config),
+        "versions": machine.versions(),
+        "mesh": dict(mesh.shape),
+        "batch": config.train.batch,
+        "usable": place.chip.usable,
+        **plans.as_json(plan.train_step(config, place, mesh)),
+    }
+
+
+def efficiencies(
+    rows: list[dict[str, Any]], name: str, kind: str
+) -> dict[int, tuple[float, float]]:
+    """By number of chips, the least and the most; without those that did not fit."""
+    own = [r for r in rows if (r["config"], r["kind"]) == (name, kind) and r["costs"]]
+    if not own:
+        return {}
+    first = min(own, key=lambda row: row["chips"])["costs"]
+    alone = max(first["compute_seconds"], first["hbm_seconds"])
+    return {
+        row["chips"]: tuple(alone / seconds for seconds in reversed(row["costs"]["seconds"]))
+        for row in own
+    }  # pyright: ignore[reportReturnType]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Plain text: a line for each program, with its costliest collective."""
+    lines = []
+    for row in rows:
+        head = f"{row['config']:10} {row['chips']:4} x {row['kind']}  batch {row['batch']:5}"
+        if row["costs"] is None:
+            lines.append(f"{head}  does not fit: {row['refusal']}")
+            continue
+        low, high = efficiencies(rows, row["config"], row["kind"])[row["chips"]]
+        costs, fits = row["costs"], row["memory"]["total"] <= row["usable"]
+        most = max(costs["exchanges"], key=lambda exchange: exchange["seconds"], default=None)
+        worst = most and (
+            f"; {most['kind']} over {most['devices']}: {1e3 * most['seconds']:.1f} ms"
+        )
+        lines.append(
+            f"{head}  {row['memory']['total'] / 2**30:5.2f} GiB{'' if fits else ' DOES NOT FIT'}  "
+            f"compute {1e3 * costs['compute_seconds']:6.1f} ms, memory "
+            f"{1e3 * costs['hbm_seconds']:6.1f} ms, links {1e3 * costs['link_seconds']:6.1f} ms"
+            f"{worst or ''}  efficiency {100 * low:.0f} to {100 * high:.0f} %"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> Path:
+    """The plot of the predicted efficiencies, a panel for each config."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = sorted({row["config"] for row in rows})
+    figure, panels = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        for colour, kind in zip(("tab:blue", "tab:orange"), ("v5e", "v6e"), strict=True):
+            found = efficiencies(rows, name, kind)
+            if found:
+                chips = sorted(found)
+                low, high = np.asarray([found[n] for n in chips]).T
+                panel.fill_between(chips, 100 * low, 100 * high, color=colour, alpha=0.2)
+                panel.plot(chips, 100 * low, "o-", color=colour, label=f"{kind}, nothing hidden")
+                panel.plot(chips, 100 * high, "o--", color=colour, label=f"{kind}, all hidden")
+        panel.axhline(100 * GOAL, color="grey", linewidth=1)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(sorted(SHAPES), [str(n) for n in sorted(SHAPES)])
+        panel.set_ylim(0, 105)
+        panel.set_title(f"{name}, {IMAGES[name]} image(s) a chip")
+        panel.set_xlabel("chips")
+        panel.set_ylabel("predicted efficiency, %")
+        panel.legend(fontsize=8, loc="lower left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+    return path
+
+
+def read() -> list[dict[str, Any]]:
+    """The rows of the last results."""
+    return plans.rows_of(RESULTS)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The rows as JSON."""
+    sampling_report.write({"benchmark": "scaling", "command": PROGRAM, "plans": rows}, RESULTS)
+
+
+def _of(name: str, chips: int) -> Experiment:
+    config = configs.load(name)
+    fsdp = min(chips, FSDP[name])
+    train = dataclasses.replace(config.train, batch=chips * IMAGES[name])
+    return dataclasses.replace(config, train=train, mesh=Mesh(data=chips // fsdp, fsdp=fsdp))
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["config"], row["kind"], row["chips"]
+
+
+if __name__ == "__main__":
+    main()

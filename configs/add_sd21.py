@@ -1,0 +1,39 @@
+"""ADD of Stable Diffusion 2.1 base at 512 px, as SD-Turbo was made: shapes and plan only, so far.
+
+Nothing can be trained by it yet: no published weights are read, so there is no teacher to name, and
+its captions would need CLIP's tokenizer. What stands here are the shapes, for the plan.
+
+Command:  python -m jaxgen.plan --config=add_sd21, with --topology=v5e:4x4 for instance
+"""
+
+import dataclasses
+
+from jaxgen.config import Data, Mesh, Optimizer, Train
+from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.diffusion.schedule import Schedule
+from jaxgen.methods.add import Add
+from jaxgen.models.autoencoder import SD_AUTOENCODER
+from jaxgen.models.judge import JudgeConfig
+from jaxgen.models.unet import SD21_UNET
+from jaxgen.text.encoder import OPENCLIP_H
+
+config = Add(
+    name="add_sd21",
+    teacher="stable-diffusion-2-1-base",
+    codec="stable-diffusion-2-1-base",
+    data=Data(name="imagefolder:pictures", size=512, flip=True),
+    model=Denoiser(
+        text=OPENCLIP_H,
+        unet=dataclasses.replace(SD21_UNET, dtype="bfloat16", remat="blocks"),
+        schedule=Schedule(kind="scaled_linear"),
+        prediction="epsilon",  # of the base model; the one for 768 px predicts v
+    ),
+    autoencoder=dataclasses.replace(SD_AUTOENCODER, dtype="bfloat16", remat="blocks"),
+    spacing="turbo",
+    # The paper's judge sees by DINOv2; these are the only eyes that there are.
+    judge=JudgeConfig(taps=(2, 4, 10, 15), resize=224, augment=("translation", "cutout")),
+    mesh=Mesh(data=1, fsdp=-1),
+    train=Train(steps=4000, batch=16, ema=0.999, sample_every=500, checkpoint_every=250),
+    optimizer=Optimizer(learning_rate=1e-5, warmup=100, b1=0.9, b2=0.999, weight_decay=0.01),
+    judge_optimizer=Optimizer(learning_rate=1e-4, warmup=0, b1=0.0, b2=0.99, clip=10.0),
+)

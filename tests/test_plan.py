@@ -1,0 +1,151 @@
+"""Plans: what the TPU compiler says of a config, and that no config claims what is not so."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from typing import Any
+
+import jax
+import pytest
+
+from benchmarks import plans
+from jaxgen import config as configs
+from jaxgen import methods, plan
+from jaxgen.config import Mesh
+from jaxgen.plan import Compiled
+from jaxgen.runtime import topologies
+from jaxgen.runtime.costs import Memory
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason=f"the TPU compiler is not installed: {topologies.INSTALL}",
+)
+
+
+@needs_compiler
+def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
+    config, place = _shallow(configs.load("dit")), topologies.parse("v5e:2x2")
+    mesh = plan.mesh_of(config, topologies.devices(place))
+    step = plan.train_step(config, place, mesh)
+    assert step.fits(place)
+    assert step.memory
+    assert step.costs
+    kinds = step.memory.arguments
+    parameters = kinds["parameters"]
+    assert parameters > 2**20
+    assert kinds["average (EMA)"] == parameters
+    assert 2 * parameters < kinds["optimiser state"] < 2.001 * parameters  # and its counts
+    # Each chip has the whole network, so what is exchanged is the gradient, once.
+    assert {exchange.kind for exchange in step.costs.exchanges} == {"all-reduce"}
+    (reduced,) = step.costs.exchanges
+    assert reduced.devices == 4
+    assert reduced.bytes == pytest.approx(parameters, rel=1e-3)
+    assert step.costs.guessed_loops == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--topology=v5e:5x5"], "unknown topology 'v5e:5x5'; known, written as v5e:4x4, are v5e:"),
+        (["--topology"], "unknown topology ''"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert words in _refused(["--config=dit", *arguments], monkeypatch, capsys)
+
+
+def test_a_machine_without_the_compiler_is_told_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(topologies, "_installed", lambda: False)
+    assert topologies.INSTALL in _refused(["--config=dit"], monkeypatch, capsys)
+
+
+def test_a_batch_that_does_not_divide_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(topologies, "devices", lambda place: jax.devices())
+    arguments = ["--config=dit", "--train.batch=12"]
+    assert "12 does not divide over 8 x 1" in _refused(arguments, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("batch", "largest", "expected"),
+    [(16, 100, 96), (64, 30, 28), (8, 8, 8), (16, 3, 0), (16, 4, 4)],
+)
+def test_the_search_ends_at_the_largest_batch_that_fits(
+    batch: int, largest: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four chips, to an eighth; no batch is compiled twice."""
+    place, tried = topologies.parse("v5e:2x2"), []
+
+    def step(config, place, mesh) -> Compiled:
+        size = config.train.batch
+        tried.append(size)
+        need = int(place.chip.usable) + (1 if size > largest else 0)
+        return Compiled(Memory({}, 0, 0, need, 0), None, 0.0)
+
+    config = configs.load("dit")
+    config = dataclasses.replace(
+        config, mesh=Mesh(), train=dataclasses.replace(config.train, batch=batch)
+    )
+    monkeypatch.setattr(plan, "train_step", step)
+    devices = jax.devices()[:4]
+    first = step(config, place, None)
+    found = plan.largest_batch(config, place, devices, first, lambda *_: None)
+    assert found == expected
+    assert len(set(tried)) == len(tried)
+
+
+def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> None:
+    rows = {plans.key(row): row for row in plans.read()}
+    claims = plans.claims()
+    assert claims
+    for name, topology in claims:
+        row = rows.get((name, topology))
+        again = f"run: {plans.PROGRAM} --only {name}"
+        assert row, f"{name} claims {topology} and was never planned; {again}"
+        assert row["fits"], f"{name} claims to fit {topology} and does not"
+        config = configs.load(name)
+        assert row["fingerprint"] == plans.fingerprint(config), f"{name} has changed; {again}"
+        assert row["batch"] == config.train.batch
+
+
+def test_results_can_be_read_by_others() -> None:
+    written = json.loads(plans.RESULTS.read_text("utf-8"))["plans"]
+    assert [plans.key(row) for row in written] == plans.claims()
+    table = plans.RESULTS.with_suffix(".md").read_text("utf-8")
+    assert all(f"| {row['config']} | {row['topology']} |" in table for row in written)
+
+
+def test_shapes_of_stable_diffusion_are_the_published_ones() -> None:
+    config = plan._resolved(configs.load("add_sd21"))[0]
+    frozen = jax.eval_shape(lambda: methods.of(config).frozen_shapes(config))
+    counts = {name: sum(a.size for a in jax.tree.leaves(tree)) for name, tree in frozen.items()}
+    assert counts["teacher"] == 865_910_724
+    assert counts["text"] == 340_387_840
+    assert counts["codec"] == 83_653_863 + 1  # and the scale of its codes
+
+
+def _shallow(config: Any) -> Any:
+    """A transformer of one block: of eight, compiling takes three times as long."""
+    dit = dataclasses.replace(config.model.dit, depth=1)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dit=dit))
+
+
+def _refused(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        plan.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
