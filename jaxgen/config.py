@@ -211,6 +211,11 @@ class Experiment:
             if getattr(hosts, field) < 1:
                 raise UserError(f"--hosts.{field} is {getattr(hosts, field)}; give seconds above 0")
         self.optimizer.check("optimizer")
+        if "://" in self.workdir:
+            raise UserError(
+                f"--workdir {self.workdir}: runs are written to folders only, so far; mount the "
+                "bucket as one (gcsfuse) and name that"
+            )
         place = Path(self.workdir).absolute()
         there = next(path for path in (place, *place.parents) if path.exists())
         if not there.is_dir():

@@ -8,6 +8,7 @@ import os
 import sys
 
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or a TPU is looked for wherever libtpu is installed
 
 import jax
 

@@ -58,7 +58,7 @@ def join(config: Hosts) -> None:
         }
         if config.index:
             _await(config)  # JAX aborts where nobody answers
-    _announce_end(config.index)
+    _announce_end(f"process {config.index}" if known else "a process")
     try:
         jax.distributed.initialize(
             **known,
@@ -146,11 +146,11 @@ def leave(code: int, line: str) -> NoReturn:
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end
 
 
-def _announce_end(index: int) -> None:
+def _announce_end(which: str) -> None:
     """Has a shell say so if this process ends without a goodbye: killed, or aborted by JAX."""
     read, write = os.pipe()
     line = (
-        f"jaxgen: process {index} ended abruptly: it was killed, or another one was lost or never "
+        f"jaxgen: {which} ended abruptly: it was killed, or another one was lost or never "
         "came; start all again with the same command: they go on from the last checkpoint"
     )
     subprocess.Popen(
