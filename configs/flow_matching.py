@@ -7,9 +7,9 @@ Command:  python -m jaxgen.train --config=flow_matching
 Hardware: 2 CPU cores.
 Time:     27 minutes beside other work (2000 steps of 16 images at 20 images/s; alone on the machine
           `diffusion`, the same network, does 44).
-Result:   seen on 274 pictures (--data.name=openmoji:smileys-emotion,food-drink), loss .198: hearts of
-          the right colour, faces, cat, apple and carrot can be told, the pizza cannot; one step is
-          blurred (docs/flow_matching.png). Not trained on its own 425 pictures yet.
+Result:   seen on 274 pictures (--data.name=openmoji:smileys-emotion,food-drink), loss .198: hearts
+          of the right colour, faces, cat, apple and carrot can be told, the pizza cannot; one step
+          is blurred (docs/flow_matching.png). Not trained on its own 425 pictures yet.
 """
 
 import dataclasses
