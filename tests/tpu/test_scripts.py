@@ -373,10 +373,24 @@ def test_gcloud_that_never_worked_ends_the_watch_and_later_trouble_does_not(clou
     assert watch.returncode == 0
 
 
+# A shell started with Ctrl-C ignored, as jobs in the background are, cannot be taught to hear it.
+HEARS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp("bash", ["bash", *sys.argv[1:]])
+"""
+
+
 def test_ctrl_c_leaves_the_training_alone_and_says_what_it_costs(cloud: Cloud):
     cloud.codes("wait")
     watch = subprocess.Popen(
-        ["bash", str(ROOT / "tpu/tpu.sh"), *cloud.line("watch", "--poll=0.05")],
+        [
+            sys.executable,
+            "-c",
+            HEARS,
+            str(ROOT / "tpu/tpu.sh"),
+            *cloud.line("watch", "--poll=0.05"),
+        ],
         env=cloud.environment,
         stderr=subprocess.PIPE,
         text=True,
