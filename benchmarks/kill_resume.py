@@ -11,6 +11,7 @@ Exit code 1 where they are not.
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from benchmarks import machine
 from benchmarks.sampling_latency import RESULTS
 from jaxgen import config as configs
 from jaxgen.errors import UserError, reported
+from jaxgen.runtime import mesh as meshes
 
 PROGRAM = "python -m benchmarks.kill_resume"
 STAGES = ("student_teacher", "student")
@@ -79,6 +81,8 @@ class Options:
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax misses a file of no concern
+        meshes.prepare(1 << 10)  # so that the hardware below is told as the trainings have it
         with tempfile.TemporaryDirectory() as scratch:
             rows = _measured(options, Path(scratch))
     survived = sum(not row["difference"] for row in rows)
