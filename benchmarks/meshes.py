@@ -1,0 +1,252 @@
+"""Every method's train step on eight devices, against the same step on one.
+
+    python -m benchmarks.meshes
+
+Tiny networks on eight forced CPU devices, for meshes of data = 8, fsdp = 8 and 4 x 2 (where arrays
+of 64 numbers and more are split): how far loss terms, gradients (Adam's first moments after one
+step) and updated parameters are from those of one device. What is told is the largest difference in
+an array, as a share of that array's norm. Left out is rounding noise, of which Adam's first step
+takes the sign alone: arrays whose gradient's norm is below a ten-thousandth of that of all, and of
+the parameters those whose gradient is below a hundredth of its array's largest.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.sampling_latency import RESULTS
+from jaxgen import config as configs
+from jaxgen import methods
+from jaxgen.config import Data, Experiment, Mesh, Optimizer, Train
+from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.diffusion.schedule import Schedule
+from jaxgen.errors import UserError, reported
+from jaxgen.methods.add import Add
+from jaxgen.methods.classifier import Classifier
+from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.gan import Gan
+from jaxgen.methods.ladd import Ladd
+from jaxgen.methods.threshold_diffusion import ThresholdDiffusion
+from jaxgen.methods.vae import Vae
+from jaxgen.models.autoencoder import AutoencoderConfig
+from jaxgen.models.dit import DiTConfig
+from jaxgen.models.gan import GanConfig
+from jaxgen.models.judge import JudgeConfig
+from jaxgen.models.patch_discriminator import PatchDiscriminatorConfig
+from jaxgen.models.resnet import ResNetConfig
+from jaxgen.models.unet import UNetConfig
+from jaxgen.runtime import mesh as meshes
+from jaxgen.text.encoder import TextConfig
+from jaxgen.weights.efficientnet import load_efficientnet_lite0
+
+PROGRAM = "python -m benchmarks.meshes"
+SIZE, BATCH, LENGTH, VOCABULARY, CLASSES = 16, 8, 6, 40, 3
+MESHES = (Mesh(data=8), Mesh(data=1, fsdp=8), Mesh(data=4, fsdp=2))
+NOISE, FAINT = 1e-4, 1e-2  # see above
+SPLIT_FROM = 64  # numbers; arrays so small are whole in a real run
+
+_TEXT = TextConfig(vocabulary=VOCABULARY, width=16, layers=1, heads=2, length=LENGTH)
+_DIT = DiTConfig(patch=4, width=16, depth=1, heads=2, context_width=16, added_width=16)
+_UNET = UNetConfig(
+    patch=2,
+    block_out=(16, 16),
+    layers=1,
+    attention=(False, True),
+    transformer_depth=(1, 1),
+    heads=(1, 1),
+    context_width=16,
+    added_width=16,
+    groups=4,
+)
+_MODEL = Denoiser(network="dit", text=_TEXT, dit=_DIT, schedule=Schedule("flow"), prediction="x0")
+_LATENT = dataclasses.replace(_MODEL, dit=dataclasses.replace(_DIT, channels=4, patch=2))
+_CODEC = AutoencoderConfig(block_out=(8, 8), layers=1, groups=4, mid_attention=False)
+_STEADY = Optimizer(learning_rate=1e-3, warmup=0, decay="constant")
+_COMMON: dict[str, Any] = {
+    "data": Data(size=SIZE, flip=True),
+    "train": Train(steps=100, batch=BATCH),
+    "optimizer": _STEADY,
+}
+_JUDGED = {"judge_optimizer": _STEADY}
+
+CONFIGS: dict[str, Experiment] = {
+    "classifier": Classifier(
+        resnet=ResNetConfig(patch=2, widths=(8,), blocks=1, groups=4, classes=CLASSES),
+        mixup=0.2,
+        **_COMMON,
+    ),
+    "diffusion": Diffusion(model=_MODEL, **_COMMON),
+    "diffusion, UNet": Diffusion(
+        model=dataclasses.replace(_MODEL, network="unet", unet=_UNET), **_COMMON
+    ),
+    "latent diffusion": Diffusion(model=_LATENT, codec="vae", autoencoder=_CODEC, **_COMMON),
+    "threshold diffusion": ThresholdDiffusion(model=_MODEL, **_COMMON),
+    "gan": Gan(
+        text=_TEXT,
+        model=GanConfig(noise=8, condition=16, generator=(8, 8), discriminator=(8, 8), patch=2),
+        discriminator_optimizer=_STEADY,
+        **_COMMON,
+    ),
+    "vae": Vae(
+        autoencoder=_CODEC,
+        taps=(0,),
+        adversarial_from=0.0,
+        discriminator=PatchDiscriminatorConfig(width=8, layers=1),
+        discriminator_optimizer=_STEADY,
+        **_COMMON,
+    ),
+    "add": Add(model=_MODEL, judge=JudgeConfig(taps=(0,), resize=32), **_JUDGED, **_COMMON),
+    "add, latent": Add(
+        model=_LATENT,
+        codec="vae",
+        autoencoder=_CODEC,
+        judge=JudgeConfig(taps=(0,), resize=32),
+        **_JUDGED,
+        **_COMMON,
+    ),
+    "ladd": Ladd(model=_MODEL, **_JUDGED, **_COMMON),
+}
+
+
+class Deviation(NamedTuple):
+    """The largest ones from a step on one device, and the array or term that has it."""
+
+    metrics: float
+    gradients: float
+    parameters: float
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    only: str = ""
+    """Some of the methods, with commas between; none: all."""
+
+    def check(self) -> None:
+        """Raises UserError for a method that is not there."""
+        for name in self.names():
+            if name not in CONFIGS:
+                raise UserError(f"--only {name!r} is none of {'; '.join(CONFIGS)}")
+
+    def names(self) -> list[str]:
+        """The methods to try."""
+        return [name.strip() for name in self.only.split(";") if name.strip()] or list(CONFIGS)
+
+
+def main() -> None:
+    with reported():
+        options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        jax.config.update("jax_num_cpu_devices", 8)
+        rows = []
+        for name in options.names():
+            for shape, found in zip(MESHES, deviations(name, MESHES), strict=True):
+                rows.append({"method": name, "mesh": f"{shape.data} x {shape.fsdp}"})
+                rows[-1] |= found._asdict()
+                print(f"{name:20} {rows[-1]['mesh']}  metrics {found.metrics:.1e}  gradients "
+                      f"{found.gradients:.1e}  parameters {found.parameters:.1e}  {found.where}",
+                      flush=True)  # fmt: skip
+        report = {"command": " ".join([PROGRAM, *sys.argv[1:]]), "hardware": machine.hardware()}
+        path = RESULTS / "meshes.json"
+        path.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        print(f"numbers: {path}")
+
+
+def deviations(name: str, shapes: tuple[Mesh, ...]) -> list[Deviation]:
+    """Of one train step of a method on each mesh of eight devices, from that on one device."""
+    config = CONFIGS[name]
+    method = methods.of(config)
+    frozen = _frozen(config)
+    start = jax.jit(functools.partial(method.init, config))
+    first = jax.device_get(start(frozen, jax.random.key(0)))
+    expected = _stepped(config, Mesh(data=1), frozen, first)
+    return [_deviation(expected, _stepped(config, shape, frozen, first)) for shape in shapes]
+
+
+def _stepped(config: Experiment, shape: Mesh, frozen: Any, first: Any) -> tuple[Any, Any]:
+    """State and metrics after a step from `first`, on one mesh."""
+    method = methods.of(config)
+    mesh = meshes.make(shape, BATCH)
+    threshold, meshes.SHARD_FROM = meshes.SHARD_FROM, SPLIT_FROM
+    try:
+        held, placed = (meshes.over_parameters(mesh, tree) for tree in (frozen, first))
+    finally:
+        meshes.SHARD_FROM = threshold
+    step = jax.jit(
+        functools.partial(method.train_step, config),
+        out_shardings=(placed, meshes.replicated(mesh)),
+    )
+    state, metrics = step(
+        meshes.put(first, placed), meshes.put(frozen, held), meshes.put_batch(mesh, _batch())
+    )
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def _deviation(expected: tuple[Any, Any], found: tuple[Any, Any]) -> Deviation:
+    (state, metrics), (other, told) = expected, found
+    terms = {
+        name: abs(told[name] - value) / max(abs(value), 1e-3) for name, value in metrics.items()
+    }
+    slopes, others = (jax.tree.leaves(_moments(s.opt_state)) for s in (state, other))
+    least = NOISE * np.sqrt(sum(np.sum(np.square(slope)) for slope in slopes))
+    named = jax.tree_util.tree_leaves_with_path(state.params)
+    gradients, parameters = {"": 0.0}, {"": 0.0}
+    for (path, before), after, slope, its in zip(
+        named, jax.tree.leaves(other.params), slopes, others, strict=True
+    ):
+        if np.linalg.norm(slope) > least:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            told_of = np.abs(slope) > FAINT * np.abs(slope).max()
+            gradients[f"gradient of {name}"] = _apart(slope, its, slope)
+            parameters[name] = _apart(before[told_of], after[told_of], before)
+    largest = {**terms, **gradients, **parameters}
+    return Deviation(
+        float(max(terms.values())),
+        max(gradients.values()),
+        max(parameters.values()),
+        max(largest, key=lambda name: largest[name]),
+    )
+
+
+def _moments(opt_state: Any) -> Any:
+    """Adam's first moments, of every player: after one step, the gradients but for a factor."""
+    found = jax.tree_util.tree_leaves_with_path(opt_state)
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in found
+        if ".mu" in jax.tree_util.keystr(path)
+    }
+
+
+def _apart(a: np.ndarray, b: np.ndarray, whole: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / max(np.linalg.norm(whole), 1e-6))
+
+
+def _frozen(config: Experiment) -> Any:
+    """Networks without zeros, which would hide what gradients do, and the real eyes."""
+    shapes = jax.eval_shape(functools.partial(methods.of(config).frozen_shapes, config))
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes)
+    return drawn | ({"eyes": load_efficientnet_lite0()} if "eyes" in drawn else {})
+
+
+def _batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    caption = np.zeros((BATCH, LENGTH), np.int32)
+    caption[:, 0], caption[:, 1], caption[:, 2] = 2, np.arange(BATCH) + 4, 3
+    codes = rng.normal(size=(BATCH, 2, SIZE // 2, SIZE // 2, 4)).astype(np.float32)
+    return {
+        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+        "caption": caption,
+        "label": (np.arange(BATCH) % CLASSES).astype(np.int32),
+        "codes": codes,
+    }
+
+
+if __name__ == "__main__":
+    main()
