@@ -82,11 +82,11 @@ CONFIGS: dict[str, Experiment] = {
         **_COMMON,
     ),
     "diffusion": Diffusion(model=_MODEL, **_COMMON),
-    "diffusion, UNet": Diffusion(
+    "unet": Diffusion(
         model=dataclasses.replace(_MODEL, network="unet", unet=_UNET), **_COMMON
     ),
-    "latent diffusion": Diffusion(model=_LATENT, codec="vae", autoencoder=_CODEC, **_COMMON),
-    "threshold diffusion": ThresholdDiffusion(model=_MODEL, **_COMMON),
+    "latent_diffusion": Diffusion(model=_LATENT, codec="vae", autoencoder=_CODEC, **_COMMON),
+    "threshold_diffusion": ThresholdDiffusion(model=_MODEL, **_COMMON),
     "gan": Gan(
         text=_TEXT,
         model=GanConfig(noise=8, condition=16, generator=(8, 8), discriminator=(8, 8), patch=2),
@@ -102,7 +102,7 @@ CONFIGS: dict[str, Experiment] = {
         **_COMMON,
     ),
     "add": Add(model=_MODEL, judge=JudgeConfig(taps=(0,), resize=32), **_JUDGED, **_COMMON),
-    "add, latent": Add(
+    "add_latent": Add(
         model=_LATENT,
         codec="vae",
         autoencoder=_CODEC,
@@ -132,11 +132,11 @@ class Options:
         """Raises UserError for a method that is not there."""
         for name in self.names():
             if name not in CONFIGS:
-                raise UserError(f"--only {name!r} is none of {'; '.join(CONFIGS)}")
+                raise UserError(f"--only {name!r} is none of {', '.join(CONFIGS)}")
 
     def names(self) -> list[str]:
         """The methods to try."""
-        return [name.strip() for name in self.only.split(";") if name.strip()] or list(CONFIGS)
+        return [name.strip() for name in self.only.split(",") if name.strip()] or list(CONFIGS)
 
 
 def main() -> None:
@@ -151,8 +151,11 @@ def main() -> None:
                 print(f"{name:20} {rows[-1]['mesh']}  metrics {found.metrics:.1e}  gradients "
                       f"{found.gradients:.1e}  parameters {found.parameters:.1e}  {found.where}",
                       flush=True)  # fmt: skip
-        report = {"command": " ".join([PROGRAM, *sys.argv[1:]]), "hardware": machine.hardware()}
-        path = RESULTS / "meshes.json"
+        device = machine.hardware()
+        report = {"command": " ".join([PROGRAM, *sys.argv[1:]]), "hardware": device}
+        folder = RESULTS / machine.slug(device["device"], device["count"])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "meshes.json"
         path.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n", encoding="utf-8")
         print(f"numbers: {path}")
 

@@ -15,7 +15,9 @@ def configured(arguments: Sequence[str], prog: str) -> Experiment:
 
     With --help prints every option of that config and exits 0. Raises UserError for bad input.
     """
-    name, rest = _config_name(list(arguments))
+    name, rest = taken("--config", DEFAULT, arguments)
+    if not name:
+        raise UserError(f"--config needs a name: {', '.join(configs.known())}")
     config = configs.load(name)
     if "--help" in rest or "-h" in rest:
         print(f"usage: {prog} --config=NAME [OPTIONS]   the options below are those of {name}")
@@ -24,16 +26,15 @@ def configured(arguments: Sequence[str], prog: str) -> Experiment:
     return configs.parse(config, rest, f"{prog} --config={name}")
 
 
-def _config_name(arguments: list[str]) -> tuple[str, list[str]]:
-    name, rest = DEFAULT, []
+def taken(option: str, value: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The last value of a door's own option, or `value`, and the arguments without it."""
+    rest: list[str] = []
     waiting = iter(arguments)
     for argument in waiting:
-        if argument == "--config":
-            name = next(waiting, "")
-        elif argument.startswith("--config="):
-            name = argument.removeprefix("--config=")
+        if argument == option:
+            value = next(waiting, "")
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
         else:
             rest.append(argument)
-    if not name:
-        raise UserError(f"--config needs a name: {', '.join(configs.known())}")
-    return name, rest
+    return value, rest

@@ -19,6 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from jaxgen.errors import UserError
 
+SHOWN = 12  # captions of the sample grids where the config names none
+
 E = TypeVar("E", bound="Experiment")
 O = TypeVar("O")  # noqa: E741
 

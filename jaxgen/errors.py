@@ -5,6 +5,7 @@ import errno
 import sys
 from collections.abc import Iterator
 
+EXIT_FAULT = 1  # Python's own, of a traceback
 EXIT_USER_ERROR = 2
 EXIT_AGAIN = 75  # EX_TEMPFAIL: the state is saved, or a host was lost; run the same command again
 EXIT_INTERRUPTED = 130

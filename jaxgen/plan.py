@@ -17,17 +17,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen import cli, methods
+from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.errors import reported
 from jaxgen.methods.text_to_image import TextToImage
-from jaxgen.runtime import costs, topologies
+from jaxgen.runtime import costs, loop, topologies
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.costs import Costs, Memory
 from jaxgen.runtime.topologies import Slice
 from jaxgen.state import State, stream
 from jaxgen.text import tokenizer as words
 
-SHOWN = 12  # captions of a sample grid where the config names none, as in jaxgen.train
 TOPOLOGY = "v5e:2x4"
 
 
@@ -74,12 +74,7 @@ def train_step(config: Experiment, place: Slice, mesh: jax.sharding.Mesh) -> Com
     config, method = _resolved(config)
     frozen, state = _arguments(config, mesh)
     batch = _batch(config, mesh, frozen)
-    placed = jax.tree.map(lambda a: a.sharding, state)
-    program = jax.jit(
-        functools.partial(method.train_step, config),
-        donate_argnums=0,
-        out_shardings=(placed, meshes.replicated(mesh)),
-    )
+    program = loop.program(functools.partial(method.train_step, config), state, mesh)
     kinds = {
         "parameters": state.params,
         "average (EMA)": state.ema,
@@ -113,8 +108,8 @@ def sampler(
     number = max(range(len(rows)), key=lambda n: rows[n][1].steps)
     title, how = rows[number]
     where = meshes.over_parameters(mesh, shapes[number], config.mesh.rules)
-    chosen = _placed(shapes[number], where)
-    count = len(config.shown) or SHOWN
+    chosen = meshes.shaped(shapes[number], where)
+    count = len(config.shown) or configs.SHOWN
     where = meshes.replicated(mesh) if count % mesh.size else meshes.over_batch(mesh)
     ids = jax.ShapeDtypeStruct((count, config.caption_length), jnp.int32, sharding=where)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -147,17 +142,8 @@ def largest_batch(
 
 
 def _own_options(arguments: Sequence[str]) -> tuple[str, bool, list[str]]:
-    topology, search, rest = TOPOLOGY, False, []
-    waiting = iter(arguments)
-    for argument in waiting:
-        if argument == "--topology":
-            topology = next(waiting, "")
-        elif argument.startswith("--topology="):
-            topology = argument.partition("=")[2]
-        elif argument == "--search":
-            search = True
-        else:
-            rest.append(argument)
+    topology, rest = cli.taken("--topology", TOPOLOGY, arguments)
+    search, rest = "--search" in rest, [a for a in rest if a != "--search"]
     if "--help" in rest or "-h" in rest:
         print(f"--topology KIND:SHAPE (default: {TOPOLOGY}), --search: the largest batch that fits")
     return topology, search, rest
@@ -174,13 +160,13 @@ def _arguments(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, State]:
     """Shapes of the frozen networks and the state, each where the loop would put it."""
     method = methods.of(config)
     frozen = jax.eval_shape(functools.partial(method.frozen_shapes, config))
-    frozen = _placed(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
+    frozen = meshes.shaped(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
 
     def init(frozen: Any) -> State:
         return method.init(config, frozen, stream(config.seed, 0, "init"))
 
     state = jax.eval_shape(init, frozen)
-    return frozen, _placed(state, meshes.over_parameters(mesh, state, config.mesh.rules))
+    return frozen, meshes.shaped(state, meshes.over_parameters(mesh, state, config.mesh.rules))
 
 
 def _batch(config: Any, mesh: jax.sharding.Mesh, frozen: Any) -> dict[str, Any]:
@@ -195,16 +181,7 @@ def _batch(config: Any, mesh: jax.sharding.Mesh, frozen: Any) -> dict[str, Any]:
     once = method.once(config, frozen) if hasattr(method, "once") else None
     if once is not None:
         shapes |= jax.eval_shape(once.compute, once.weights, image)
-    return {
-        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=meshes.over_batch(mesh))
-        for name, a in shapes.items()
-    }
-
-
-def _placed(shapes: Any, where: Any) -> Any:
-    return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
-    )
+    return meshes.shaped(shapes, dict.fromkeys(shapes, meshes.over_batch(mesh)))
 
 
 def _compiled(

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import math
 import sys
 import time
@@ -29,7 +30,6 @@ from jaxgen.stages import Loaded, Stage
 from jaxgen.state import State, stream
 from jaxgen.text import tokenizer as words
 
-SHOWN = 12  # captions of the sample grids where the config names none
 TIMED = 3  # runs behind each time in the table
 
 
@@ -42,7 +42,7 @@ def main() -> None:
         meshes.prepare(batch, Path(config.workdir) / ".compiled")
         hosts.join(config.hosts)
         with hosts.together():
-            hosts.agree(configs.to_json(config))
+            hosts.agree({**json.loads(configs.to_json(config)), "version of": run.versions()})
             _print_plan(plan)
             try:
                 for stage in plan:
@@ -255,7 +255,7 @@ class _Show:
         folder: Path,
     ):
         self._config, self._method, self._frozen, self._folder = config, method, frozen, folder
-        chosen = np.random.default_rng(config.seed).permutation(len(source))[:SHOWN]
+        chosen = np.random.default_rng(config.seed).permutation(len(source))[: configs.SHOWN]
         said = {
             w for texts in source.captions for text in texts for w in words.split(tokenizer, text)
         }

@@ -10,7 +10,10 @@ import sys
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or a TPU is looked for wherever libtpu is installed
 
+from collections.abc import Callable
+
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -19,3 +22,18 @@ pytest_plugins = ("tiny",)
 # Its wheel does not load beside a CPU-only PyTorch, and transformers would fail with it. Hidden, it
 # is a package that is not installed (see `reference`).
 sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """The one line on stderr of a door, given its main and arguments, that ends by exit code 2."""
+
+    def refused(main: Callable[[], None], *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["door", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return refused

@@ -157,19 +157,10 @@ def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
 
 
 @pytest.fixture
-def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[..., str]:
-    """The one line on stderr of a door that is left by exit code 2; in this process, for speed."""
+def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, refused) -> Callable[..., str]:
+    """In the folder, and in this process, for speed: its devices are chosen already."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(meshes, "prepare", lambda *_: None)  # the devices are chosen already
-
-    def refused(door: Callable[[], None], *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["door", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            door()
-        assert stop.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
+    monkeypatch.setattr(meshes, "prepare", lambda *_: None)
     return refused
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,27 +52,24 @@ def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
     ],
 )
 def test_bad_arguments_are_one_line(
-    arguments: list[str],
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], words: str, refused: Callable[..., str]
 ) -> None:
-    assert words in _refused(["--config=dit", *arguments], monkeypatch, capsys)
+    assert words in refused(plan.main, "--config=dit", *arguments)
 
 
 def test_a_machine_without_the_compiler_is_told_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     monkeypatch.setattr(topologies, "_installed", lambda: False)
-    assert topologies.INSTALL in _refused(["--config=dit"], monkeypatch, capsys)
+    assert topologies.INSTALL in refused(plan.main, "--config=dit")
 
 
 def test_a_batch_that_does_not_divide_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     monkeypatch.setattr(topologies, "devices", lambda place: jax.devices())
-    arguments = ["--config=dit", "--train.batch=12"]
-    assert "12 does not divide over 8 x 1" in _refused(arguments, monkeypatch, capsys)
+    line = refused(plan.main, "--config=dit", "--train.batch=12")
+    assert "12 does not divide over 8 x 1" in line
 
 
 @pytest.mark.parametrize(
@@ -137,15 +134,3 @@ def _shallow(config: Any) -> Any:
     """A transformer of one block: of eight, compiling takes three times as long."""
     dit = dataclasses.replace(config.model.dit, depth=1)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dit=dit))
-
-
-def _refused(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> str:
-    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        plan.main()
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said

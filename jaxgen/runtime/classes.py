@@ -58,19 +58,18 @@ def grade(
     )
     accuracy = classification.accuracy(counts)
     picture = folder / "samples" / "confusion.png"
-    if jax.process_index() == 0:
-        recall = [None if np.isnan(r) else float(r) for r in classification.recall(counts)]
-        values = {
-            "split": source.split,
-            "images": int(counts.sum()),
-            "accuracy": accuracy._asdict(),
-            "recall": dict(zip(source.labels, recall, strict=True)),
-            "confusion": counts.tolist(),
-        }
-        partial = folder / f".{EVALUATION}.partial"
-        partial.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, folder / EVALUATION)
-        pictures.save(pictures.confusion(counts, source.labels), picture)
+    recall = [None if np.isnan(r) else float(r) for r in classification.recall(counts)]
+    values = {
+        "split": source.split,
+        "images": int(counts.sum()),
+        "accuracy": accuracy._asdict(),
+        "recall": dict(zip(source.labels, recall, strict=True)),
+        "confusion": counts.tolist(),
+    }
+    partial = folder / f".{EVALUATION}.partial"
+    partial.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / EVALUATION)
+    pictures.save(pictures.confusion(counts, source.labels), picture)
     value, low, high = (100 * share for share in accuracy)
     return (
         f"held-out accuracy {value:.1f} % ({low:.1f} to {high:.1f}), {counts.sum()} images\n"

@@ -7,7 +7,6 @@ aborts the others after `hosts.heartbeat` seconds at most.
 
 import atexit
 import contextlib
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,17 +14,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 import jaxgen
 from jaxgen.config import Hosts
-from jaxgen.errors import EXIT_AGAIN, EXIT_USER_ERROR, UserError
+from jaxgen.data.source import digest
+from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, EXIT_USER_ERROR, UserError
 
 AUTO = "auto"
 _LOST = (
@@ -76,15 +78,16 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agree(config_json: str) -> None:
+def agree(described: Mapping[str, Any]) -> None:
     """Raises UserError, naming the first difference, unless all processes run the same thing.
 
-    Compared are the config, the versions of the packages, and jaxgen's own code.
+    Compared are what the process says of itself, as nested JSON values (its config, the versions of
+    its packages), and jaxgen's own code.
     """
     if jax.process_count() == 1:
         return
-    mine = {**_flat(json.loads(config_json)), "code of jaxgen": _code()}
-    told = [_flat(json.loads(text)) for text in _gathered(json.dumps(mine))]
+    mine = {**flatten_dict(dict(described), sep="."), "code of jaxgen": _code()}
+    told = [json.loads(text) for text in _gathered(json.dumps(mine))]
     for number, other in enumerate(told):
         for field in {**told[0], **other}:
             a, b = told[0].get(field), other.get(field)
@@ -118,13 +121,14 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
+    except Exception as error:  # whatever it is, JAX would make the process wait for the others
         if jax.process_count() == 1:
             raise
-        leave(EXIT_USER_ERROR, " ".join(str(error).split()))
-    except (RuntimeError, ValueError, TimeoutError) as error:  # a collective or a barrier failed
-        if jax.process_count() == 1 or not any(word in str(error).lower() for word in _LOST):
-            raise
+        if isinstance(error, UserError):
+            leave(EXIT_USER_ERROR, " ".join(str(error).split()))
+        if not any(word in str(error).lower() for word in _LOST):
+            traceback.print_exc()
+            leave(EXIT_FAULT, f"process {jax.process_index()} ends by a fault of its own")
         reason = str(error).strip().splitlines()[0][:160]
         leave(
             EXIT_AGAIN,
@@ -197,21 +201,11 @@ def _gathered(text: str) -> list[str]:
     return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}.{name}" if prefix else name)
-    return found
-
-
 def _code() -> str:
     """A digest of jaxgen's own source files."""
-    folder, digest = Path(jaxgen.__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
+    folder = Path(jaxgen.__file__).parent
+    paths = sorted(folder.rglob("*.py"))
+    return digest(*(str(p.relative_to(folder)).encode() + p.read_bytes() for p in paths))
 
 
 def _on_cloud_tpu() -> bool:

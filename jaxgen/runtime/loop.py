@@ -65,10 +65,7 @@ def fit(
     if done >= steps:
         return state
     log = open_log(done)
-    placed = jax.tree.map(lambda a: a.sharding, state)
-    compiled = jax.jit(
-        train_step, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh))
-    )
+    compiled = program(train_step, state, mesh)
     pending: list[Metrics] = []
     since_save: list[float] = []
     with Bar(title, steps, done) as bar, _stop_flag() as stop, contextlib.closing(log):
@@ -107,6 +104,19 @@ def fit(
     return state
 
 
+def program(
+    train_step: Callable[[State, Any, Any], tuple[State, Metrics]],
+    state: State,
+    mesh: jax.sharding.Mesh,
+) -> Any:
+    """The step as it is compiled: the new state lies where the old one, which it replaces, did.
+
+    `state` may be shapes with their places (`meshes.shaped`).
+    """
+    placed = jax.tree.map(lambda a: a.sharding, state)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh)))
+
+
 def _start(
     mesh: jax.sharding.Mesh,
     rules: Sequence[str],
@@ -118,10 +128,7 @@ def _start(
     shapes = jax.eval_shape(init, frozen)
     meshes.check_rules(rules, shapes, frozen)
     where = meshes.over_parameters(mesh, shapes, rules)
-    target = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
-    )
-    found = checkpoints.restore(target, print, mend=True)
+    found = checkpoints.restore(meshes.shaped(shapes, where), print, mend=True)
     if found is None:
         # Compiling initialisers costs more than running them unoptimised.
         options = {"xla_backend_optimization_level": 0}

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxgen.config import Mesh as MeshConfig
 from jaxgen.errors import UserError
+from jaxgen.runtime import topologies
 
 SHARD_FROM = 2**16  # elements; smaller arrays are cheaper to copy than to gather
 WHOLE = "whole"
@@ -23,6 +24,7 @@ def prepare(batch: int, cache: Path | None = None) -> None:
     XLA's small convolutions use one core each, so a CPU works best as several devices with the
     batch split over them: the largest count that divides `batch`. GPUs and TPUs are unaffected.
     """
+    topologies.look_for_no_tpu()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = max(n for n in range(1, (cores or 1) + 1) if batch % n == 0)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -135,6 +137,13 @@ def _split(
             f"{ways} ways; choose another axis, or {WHOLE}"
         )
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+
+def shaped(shapes: Any, where: Any) -> Any:
+    """A tree of shapes with their places: what stands for arrays that are not there yet."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where
+    )
 
 
 def put(tree: Any, where: Any) -> Any:

@@ -71,9 +71,8 @@ def grade(
     )
     samples = folder / "samples"
     paths = samples / "reconstructions.png", samples / "interpolations.png"
-    if jax.process_index() == 0:
-        pictures.save(pairs, paths[0])
-        pictures.save(strips, paths[1])
+    pictures.save(pairs, paths[0])
+    pictures.save(strips, paths[1])
     return (
         f"PSNR {value:.2f} dB ({low:.2f} to {high:.2f}), {len(images)} {_told(source.split)}\n"
         f"reconstructions: {paths[0]}\n"

@@ -128,14 +128,19 @@ def _refuse_other_data(folder: Path, fingerprint: str) -> None:
             )
 
 
-def _description(config: Experiment, method: str, labels: Sequence[str], fingerprint: str) -> str:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a run's numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _description(config: Experiment, method: str, labels: Sequence[str], fingerprint: str) -> str:
     values = {
         "method": method,
-        "versions": versions,
+        "versions": versions(),
         "config": json.loads(configs.to_json(config)),
         "labels": list(labels),
         "data": fingerprint,

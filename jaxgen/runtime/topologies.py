@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -107,16 +108,33 @@ def _installed() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
+def look_for_no_tpu() -> None:
+    """Where libtpu is installed on a machine without TPU, keeps it from five lines of complaint.
+
+    To be called before JAX looks for its devices. A machine that has anything which may be a TPU is
+    left alone.
+    """
+    google = "0x1ae0"  # as a maker of PCI devices
+    chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    makers = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if _installed() and not chips and all(m.read_text().strip() != google for m in makers):
+        for name, value in _NO_TPU.items():
+            os.environ.setdefault(name, value)
+
+
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any; the name of a topology decides
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
 @contextlib.contextmanager
 def _no_tpu_looked_for() -> Iterator[None]:
     """libtpu would otherwise ask the network which TPU this machine has, and complain."""
-    said = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # any; the name of the topology decides
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another process may plan, and no TPU is taken
-    }
+    # Another process may plan too, and no TPU is taken.
+    said = {**_NO_TPU, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     before = {name: os.environ.get(name) for name in said}
     os.environ.update({name: value for name, value in said.items() if before[name] is None})
     try:
