@@ -82,9 +82,7 @@ CONFIGS: dict[str, Experiment] = {
         **_COMMON,
     ),
     "diffusion": Diffusion(model=_MODEL, **_COMMON),
-    "unet": Diffusion(
-        model=dataclasses.replace(_MODEL, network="unet", unet=_UNET), **_COMMON
-    ),
+    "unet": Diffusion(model=dataclasses.replace(_MODEL, network="unet", unet=_UNET), **_COMMON),
     "latent_diffusion": Diffusion(model=_LATENT, codec="vae", autoencoder=_CODEC, **_COMMON),
     "threshold_diffusion": ThresholdDiffusion(model=_MODEL, **_COMMON),
     "gan": Gan(
