@@ -1,9 +1,11 @@
-"""ADD of Stable Diffusion 2.1 base at 512 px, as SD-Turbo was made: shapes and plan only, so far.
+"""ADD of Stable Diffusion 2.1 base at 512 px, as SD-Turbo was made, on your own pictures.
 
-Nothing can be trained by it yet: no published weights are read, so there is no teacher to name, and
-its captions would need CLIP's tokenizer. What stands here are the shapes, for the plan.
-
-Command:  python -m jaxgen.plan --config=add_sd21, with --topology=v5e:4x4 for instance
+Command:  python -m jaxgen.train --config=add_sd21 --teacher=FOLDER --data.name=imagefolder:PICTURES
+          FOLDER holds the published weights in diffusers' layout.
+Hardware: a TPU slice or GPUs of 16 GB or more each; python -m jaxgen.plan --config=add_sd21
+          --topology=v5e:4x4 says what it needs of them.
+Result:   not trained yet: no published weights were at hand. The whole path, from a folder of
+          random weights to one that diffusers opens, is a test.
 """
 
 import dataclasses
@@ -19,8 +21,8 @@ from jaxgen.text.encoder import OPENCLIP_H
 
 config = Add(
     name="add_sd21",
-    teacher="stable-diffusion-2-1-base",
-    codec="stable-diffusion-2-1-base",
+    teacher="hf:stabilityai/stable-diffusion-2-1-base",
+    codec="the teacher's",
     data=Data(name="imagefolder:pictures", size=512, flip=True),
     model=Denoiser(
         text=OPENCLIP_H,

@@ -165,7 +165,7 @@ def _in_blocks(
 ) -> tuple[UInt8[np.ndarray, "m h w 3"], float]:
     """The images that the program makes of weights, number and rows of each block of `BATCH`."""
     mesh = meshes.dividing(BATCH)
-    weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
+    weights = meshes.put(loaded.weights, meshes.replicated(mesh))
     blocks = [
         meshes.put_padded(mesh, rows[start : start + BATCH], BATCH)
         for start in range(0, len(rows), BATCH)

@@ -2,9 +2,13 @@
 
 import dataclasses
 import functools
+import inspect
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,17 +25,27 @@ from jaxgen.runtime import pictures, reconstructions
 from jaxgen.text import tokenizer as words
 
 LINE = 7  # pictures on the line between two codes, both ends among them
+STRENGTH = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     run: str = "runs/add"
     """Folder of a run, finished or not, or shipped:NAME: weights that come with jaxgen."""
+    weights: str = ""
+    """In the run's place: a folder of published Stable Diffusion weights (in diffusers' layout), or
+    hf:OWNER/NAME."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to draw, in English or French; give it several times for several images."""
     image: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """For an autoencoder in the prompt's place: a picture to reconstruct; of several, the line
     from each one's code to the next one's is drawn too."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    start: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A picture to start from, one for each prompt or one for all; see --strength."""
+    strength: float | None = None
+    """Share of the noise levels that a picture to start from is led through; .6 by default."""
     out: str = "sample.png"
     """PNG file to write: the image itself, or for several prompts a sheet with captions."""
     steps: int | None = None
@@ -42,6 +56,8 @@ class Options:
     """ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m or renoise."""
     spacing: str | None = None
     """trailing, leading, linspace, karras or turbo; the method's own by default."""
+    size: int | None = None
+    """Side of the images in pixels; that of training by default."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -49,6 +65,13 @@ class Options:
         """Raises UserError for options that are wrong whatever the run is."""
         if not (self.prompt or self.image):
             raise UserError('--prompt is missing; say what to draw: --prompt "un cœur rouge"')
+        if self.strength is not None and not self.start:
+            raise UserError("--strength is for a picture to start from; name it with --start")
+        if len(self.start) > 1 and len(self.start) != len(self.prompt):
+            raise UserError(
+                f"--start names {len(self.start)} pictures for {len(self.prompt)} prompts; name "
+                "one, or one for each"
+            )
         if self.prompt and self.image:
             raise UserError("--prompt draws and --image reconstructs; give one of them")
         if Path(self.out).suffix.lower() != ".png":
@@ -62,7 +85,7 @@ def main() -> None:
         options = configs.parse(Options(), sys.argv[1:], "python -m jaxgen.sample")
         out = Path(options.out)
         _writable(out)
-        folder = stages.run_folder(options.run)
+        folder = stages.run_folder(options.weights or options.run)
         meshes.prepare(len(options.prompt or options.image), stages.compiled_beside(folder))
         loaded = stages.read_unfinished(folder, _say)
         method = methods.of(loaded.config)
@@ -71,13 +94,12 @@ def main() -> None:
             return
         if options.image:
             raise UserError(
-                f"{options.run} is a {methods.name(loaded.config)} run, which draws from a "
+                f"{folder} is a {methods.name(loaded.config)} run, which draws from a "
                 "--prompt; --image is for an autoencoder (vae)"
             )
         if not hasattr(method, "sample"):
-            raise UserError(
-                f"{options.run} is a {methods.name(loaded.config)} run: it draws nothing"
-            )
+            raise UserError(f"{folder} is a {methods.name(loaded.config)} run: it draws nothing")
+        loaded = _resized(loaded, options.size)
         sampler = _sampler(method.samplers(loaded.config), options)
         method.check_sampler(loaded.config, sampler)
         length = loaded.config.caption_length
@@ -85,8 +107,7 @@ def main() -> None:
         for prompt in options.prompt:
             for note in words.check_prompt(loaded.tokenizer, prompt, length, seen):
                 _say(note)
-        ids = words.encode(loaded.tokenizer, options.prompt, length)
-        images, first, seconds = _drawn(loaded, method, sampler, ids, options.seed)
+        images, first, seconds = _drawn(loaded, method, sampler, options)
         pictures.save(_sheet(images, options.prompt), out)
         print(
             f"{out}: {len(images)} image(s) of {images.shape[2]} x {images.shape[1]} pixels, "
@@ -101,9 +122,10 @@ def _reconstruct(loaded: stages.Loaded, method, options: Options, out: Path) -> 
             f"{options.run} is a {methods.name(loaded.config)} run: it reconstructs pictures; "
             "name some with --image"
         )
-    for name in ("steps", "guidance", "solver", "spacing"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name} has no meaning for an autoencoder; leave it out")
+    for name in ("steps", "guidance", "solver", "spacing", "size", "negative_prompt", "start"):
+        if getattr(options, name):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} has no meaning for an autoencoder; leave it out")
     images = np.stack([open_picture(file, loaded.config.data.size) for file in options.image])
     files = [Path(file).name for file in options.image]
     with stages.fitting(loaded):
@@ -133,6 +155,8 @@ def _sampler(own: dict[str, Sampler], options: Options) -> Sampler:
         for name in ("steps", "guidance", "solver", "spacing")
         if (value := getattr(options, name)) is not None
     }
+    if options.start:
+        chosen["strength"] = STRENGTH if options.strength is None else options.strength
     sampler = dataclasses.replace(next(iter(own.values())), **chosen)
     for name in ("solver", "spacing"):
         field = Sampler.__dataclass_fields__[name]
@@ -142,20 +166,44 @@ def _sampler(own: dict[str, Sampler], options: Options) -> Sampler:
     return sampler
 
 
+def _resized(loaded: stages.Loaded, size: int | None) -> stages.Loaded:
+    """The same weights for images of another size, where their network is for any."""
+    if size is None or size == loaded.config.data.size:
+        return loaded
+    if not hasattr(loaded.config, "resized"):
+        raise UserError(f"--size {size}: {loaded.folder} draws {loaded.config.data.size} px only")
+    config: Any = loaded.config
+    return dataclasses.replace(loaded, config=config.resized(size))
+
+
 def _drawn(
-    loaded: stages.Loaded, method, sampler: Sampler, ids: np.ndarray, seed: int
+    loaded: stages.Loaded, method: ModuleType, sampler: Sampler, options: Options
 ) -> tuple[np.ndarray, float, float]:
     """Images, seconds of compiling, seconds of drawing."""
-    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
-    mesh = meshes.dividing(len(ids))
-    weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
-    placed = jax.device_put(ids, meshes.over_batch(mesh))
-    key = jax.random.key(seed)
+    config, prompts = loaded.config, options.prompt
+
+    def encoded(texts: Sequence[str]) -> np.ndarray:
+        return words.encode(loaded.tokenizer, texts, config.caption_length)
+
+    more: dict[str, np.ndarray] = {}
+    if options.negative_prompt:
+        more["negative"] = encoded([options.negative_prompt] * len(prompts))
+    if options.start:
+        first = [open_picture(file, config.data.size) for file in options.start]
+        more["start"] = np.stack(first * (len(prompts) // len(first)))
+    if unknown := more.keys() - inspect.signature(method.sample).parameters.keys():
+        option = {"negative": "negative-prompt"}.get(min(unknown), min(unknown))
+        raise UserError(f"--{option} has no meaning for a run of {methods.name(config)}")
+    program = jax.jit(functools.partial(method.sample, config), static_argnums=3)
+    mesh = meshes.dividing(len(prompts))
+    weights = meshes.put(loaded.weights, meshes.replicated(mesh))
+    ids, more = jax.device_put((encoded(prompts), more), meshes.over_batch(mesh))
+    key = jax.random.key(options.seed)
     begun = time.monotonic()
     with stages.fitting(loaded):
-        compiled = program.lower(weights, key, placed, sampler).compile()
+        compiled = program.lower(weights, key, ids, sampler, **more).compile()
     ready = time.monotonic()
-    images = np.asarray(compiled(weights, key, placed))
+    images = np.asarray(compiled(weights, key, ids, **more))
     return images, ready - begun, time.monotonic() - ready
 
 

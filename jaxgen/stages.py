@@ -7,6 +7,7 @@ weights, or a run that is trained first. Doors call this; it knows no method by 
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from jaxgen.errors import UserError
 from jaxgen.runtime import run
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.text import tokenizer as words
-from jaxgen.weights import files
+from jaxgen.weights import files, hub, pipelines
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
 
 SHIPPED, TRAIN = "shipped", "train"
@@ -85,8 +86,8 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             config.accept(name, first, f"config {first.name}")
             before += plan(first, name)
             sources[name] = first.folder
-        elif value == SHIPPED or (Path(value) / run.CONFIG).is_file():
-            folder = shipped(config.stage(name).name) if value == SHIPPED else Path(value)
+        elif value == SHIPPED or _holds_weights(hub.located(value)):
+            folder = shipped(config.stage(name).name) if value == SHIPPED else hub.located(value)
             config.accept(name, _config(folder), str(folder))
             sources[name] = folder
         else:
@@ -110,9 +111,10 @@ def shipped(name: str) -> Path:
 
 
 def run_folder(argument: str) -> Path:
-    """The folder that --run names: that of a run, or shipped:NAME for weights of jaxgen's own."""
+    """The folder that --run names: that of a run or of published weights, shipped:NAME for weights
+    of jaxgen's own, or hf:OWNER/NAME for published ones at Hugging Face."""
     kind, _, name = argument.partition(":")
-    return shipped(name) if kind == SHIPPED else Path(argument)
+    return shipped(name) if kind == SHIPPED else hub.located(argument)
 
 
 def comes_with_jaxgen(folder: Path) -> bool:
@@ -122,7 +124,8 @@ def comes_with_jaxgen(folder: Path) -> bool:
 
 def compiled_beside(folder: Path) -> Path:
     """Where programs compiled for a run are kept: beside its folder, but never among jaxgen's."""
-    return (Path(Experiment.workdir) if comes_with_jaxgen(folder) else folder.parent) / ".compiled"
+    elsewhere = comes_with_jaxgen(folder) or pipelines.is_pipeline(folder)
+    return (Path(Experiment.workdir) if elsewhere else folder.parent) / ".compiled"
 
 
 @contextlib.contextmanager
@@ -139,6 +142,9 @@ def fitting(loaded: Loaded) -> Iterator[None]:
 
 def read(folder: Path) -> Loaded:
     """A finished run or other folder of weights; UserError where something misses or is damaged."""
+    if pipelines.is_pipeline(folder):
+        pipeline, tokenizer, weights = pipelines.load(folder)
+        return Loaded(methods.published(pipeline, folder), tokenizer, weights, 0, folder, ())
     _, _, tokenizer = run.description(folder)
     if not (folder / run.WEIGHTS).is_file():
         raise UserError(f"{folder} has no {run.WEIGHTS}: its training has not finished")
@@ -149,7 +155,7 @@ def read(folder: Path) -> Loaded:
 
 def read_unfinished(folder: Path, say: Callable[[str], None]) -> Loaded:
     """A run, finished or at its newest good checkpoint; UserError where it has none."""
-    if (folder / run.WEIGHTS).is_file():
+    if (folder / run.WEIGHTS).is_file() or pipelines.is_pipeline(folder):
         return read(folder)
     config, (_, _, tokenizer) = _config(folder), run.description(folder)
     method = methods.of(config)
@@ -187,7 +193,13 @@ def _count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def _holds_weights(folder: Path) -> bool:
+    return (folder / run.CONFIG).is_file() or pipelines.is_pipeline(folder)
+
+
 def _config(folder: Path) -> Experiment:
+    if pipelines.is_pipeline(folder):
+        return methods.published(pipelines.describe(folder)[0], folder)
     method, values, _ = run.description(folder)
     kind = methods.kind(method)
     return configs.from_json(kind, json.dumps(values), str(folder / run.CONFIG))
@@ -196,11 +208,22 @@ def _config(folder: Path) -> Experiment:
 def fingerprint(filled: dict[str, Any], data: str) -> str:
     """`data`, the fingerprint of the pictures, changed by any change of the weights built on."""
     parts = [
-        role.encode() + (found.folder / run.WEIGHTS).read_bytes()
+        role.encode() + _content(found.folder)
         for role, found in sorted(filled.items())
         if isinstance(found, Loaded)
     ]
     return digest(data.encode(), *parts) if parts else data
+
+
+def _content(folder: Path) -> bytes:
+    """What changes with the weights in a folder: their bytes, or a digest of many files' bytes."""
+    if not pipelines.is_pipeline(folder):
+        return (folder / run.WEIGHTS).read_bytes()
+    found = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        with file.open("rb") as content:
+            found.update(hashlib.file_digest(content, "sha256").digest())
+    return found.digest()
 
 
 def judged_by(config: Experiment) -> set[str]:

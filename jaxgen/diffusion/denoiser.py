@@ -1,6 +1,7 @@
 """A text-conditioned denoiser: caption ids and a noisy image in, the clean image as predicted out.
 
-Its weights are two trees, {"text": ..., "denoiser": ...}: all that sampling needs.
+Its weights are two trees, {"text": ..., "denoiser": ...}: all that sampling needs. A second text
+encoder's lie in the first's, under "second".
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxgen.diffusion import prediction as predictions
@@ -16,11 +18,12 @@ from jaxgen.diffusion.sampler import Sampler
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError
 from jaxgen.models.dit import DiT, DiTConfig
-from jaxgen.models.unet import UNet, UNetConfig
+from jaxgen.models.unet import UNet, UNetConfig, timestep_embedding
 from jaxgen.text.encoder import TextConfig, TextEncoder, TextFeatures
 from jaxgen.text.tokenizer import END, PADDING, START
 
 Weights = dict[str, Any]
+SECOND = "second"  # key of the second text encoder's weights, in the first's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,15 @@ class Denoiser:
     """Networks, schedule and prediction of one diffusion model."""
 
     text: TextConfig = TextConfig()
+    text_2: TextConfig | None = None
+    """A second text encoder, as Stable Diffusion XL has: its token vectors stand beside the
+    first's, and its pooled vector in that one's place."""
+    time_ids: tuple[int, ...] = ()
+    """What the network is told beside the caption, as sinusoids after the pooled vector (Podell et
+    al. 2023, section 2.2): height and width before resizing, top and left of the crop, height and
+    width wanted, in pixels."""
+    zero_empty: bool = False
+    """Whether guidance's unconditional caption is all zeros, and not the encoding of no words."""
     network: Literal["unet", "dit"] = "unet"
     """Which of the two networks below denoises."""
     unet: UNetConfig = UNetConfig()
@@ -52,17 +64,34 @@ class Denoiser:
                 f"images or codes of side {size} are not a multiple of {factor}, which "
                 f"{option}.patch {backbone.patch} and {levels} level(s) need; change --data.size"
             )
-        if self.text.width != backbone.context_width:
+        if self.context_width != backbone.context_width:
             raise UserError(
-                f"--model.text.width {self.text.width} and {option}.context-width "
+                f"--model.text.width {self.context_width} and {option}.context-width "
                 f"{backbone.context_width} differ; make them equal"
             )
-        pooled = self.text.projection or self.text.width
-        if backbone.added_width not in (0, pooled):
+        told = backbone.added_width - self.pooled_width
+        if self.time_ids and (told <= 0 or told % (2 * len(self.time_ids))):
             raise UserError(
-                f"{option}.added-width is {backbone.added_width}; give 0, or {pooled}, the "
-                "width of a pooled caption"
+                f"{option}.added-width is {backbone.added_width}: beside the {self.pooled_width} "
+                f"of a pooled caption it needs an even width for each of the {len(self.time_ids)} "
+                "--model.time-ids"
             )
+        if not self.time_ids and backbone.added_width not in (0, self.pooled_width):
+            raise UserError(
+                f"{option}.added-width is {backbone.added_width}; give 0, or {self.pooled_width}, "
+                "the width of a pooled caption"
+            )
+
+    @property
+    def context_width(self) -> int:
+        """Width of a caption's token vectors, those of both encoders side by side."""
+        return self.text.width + (self.text_2.width if self.text_2 else 0)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of a pooled caption."""
+        last = self.text_2 or self.text
+        return last.projection or last.width
 
 
 def init(config: Denoiser, size: int, key: PRNGKeyArray) -> Weights:
@@ -71,12 +100,16 @@ def init(config: Denoiser, size: int, key: PRNGKeyArray) -> Weights:
     backbone = config.backbone
     caption = jnp.zeros((1, config.text.length), jnp.int32)
     image = jnp.zeros((1, size, size, backbone.channels))
-    context = jnp.zeros((1, config.text.length, config.text.width))
+    context = jnp.zeros((1, config.text.length, config.context_width))
     time = jnp.zeros((1,))
     added = jnp.zeros((1, backbone.added_width)) if backbone.added_width else None
     network = _network(config)
+    text: Weights = {**TextEncoder(config.text).init(text_key, caption)["params"]}
+    if config.text_2:
+        second_key = jax.random.fold_in(text_key, 2)
+        text[SECOND] = TextEncoder(config.text_2).init(second_key, caption)["params"]
     return {
-        "text": TextEncoder(config.text).init(text_key, caption)["params"],
+        "text": text,
         "denoiser": network.init(denoiser_key, image, time, context, added)["params"],
     }
 
@@ -87,8 +120,27 @@ def empty_caption(config: TextConfig) -> Int[Array, " length"]:
 
 
 def encode(config: Denoiser, text: Weights, caption: Int[Array, "b length"]) -> TextFeatures:
-    """Caption ids as features, with the weights of the text encoder."""
-    return TextEncoder(config.text).apply({"params": text}, caption)  # pyright: ignore[reportReturnType]
+    """Caption ids as features, with the weights of the text encoder, or of both.
+
+    The ids are those of the first one's tokenizer; the second's differs in its padding alone.
+    """
+    first: Any = TextEncoder(config.text).apply({"params": text}, caption)
+    if not config.text_2:
+        return first
+    end = jnp.argmax(caption == config.text.end_token, axis=1, keepdims=True)
+    over = jnp.arange(caption.shape[1]) > end
+    caption = jnp.where(over, config.text_2.padding_token, caption)
+    second: Any = TextEncoder(config.text_2).apply({"params": text[SECOND]}, caption)
+    tokens = jnp.concatenate([first.tokens, second.tokens], axis=-1)
+    return second._replace(tokens=tokens)
+
+
+def unconditional(config: Denoiser, text: Weights) -> TextFeatures:
+    """The features [1, …] of no caption, from which guidance leads away."""
+    empty = encode(config, text, empty_caption(config.text)[None])
+    if not config.zero_empty:
+        return empty
+    return empty._replace(tokens=0.0 * empty.tokens, pooled=0.0 * empty.pooled)
 
 
 def output(
@@ -150,27 +202,41 @@ def sample(
     key: PRNGKeyArray,
     caption: Int[Array, "b length"],
     how: Sampler,
+    negative: Int[Array, "b length"] | None = None,
+    start: Float[Array, "b h w c"] | None = None,
 ) -> Float[Array, "b h w c"]:
     """Images, or codes, of side `size` from caption ids.
 
-    Image i's noise depends on the key and i, not on the size of the batch or the devices.
+    Image i's noise depends on the key and i, not on the size of the batch or the devices. Guidance
+    leads away from the `negative` caption; from no caption where it is None. `start` holds the
+    images, or codes, that a sampler of a strength below 1 starts from.
     """
     b = len(caption)
     text = encode(config, weights["text"], caption)
-    empty = encode(config, weights["text"], empty_caption(config.text)[None])
+    if negative is None:
+        away = unconditional(config, weights["text"])
+    else:
+        away = encode(config, weights["text"], negative)
     noise_key, sampler_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, (b, size, size, config.backbone.channels))
 
     def denoise(x_t, t, text):
         return predict_x0(config, weights["denoiser"], x_t, t, text)
 
-    guided = samplers.guided(denoise, text, empty, how.guidance)
-    return samplers.sample(how, config.schedule, guided, noise, sampler_key)
+    guided = samplers.guided(denoise, text, away, how.guidance)
+    return samplers.sample(how, config.schedule, guided, noise, sampler_key, start)
 
 
 def _network(config: Denoiser) -> UNet | DiT:
     return DiT(config.dit) if config.network == "dit" else UNet(config.unet)
 
 
-def _conditions(config: Denoiser, text: TextFeatures) -> tuple[Array, Array | None, Array]:
-    return text.tokens, text.pooled if config.backbone.added_width else None, text.mask
+def _conditions(config: Denoiser, text: TextFeatures) -> tuple[Array, Array | None, Array | None]:
+    if not config.backbone.added_width:
+        return text.tokens, None, text.mask
+    pooled, ids = text.pooled, jnp.asarray(config.time_ids, jnp.float32)
+    if len(ids):
+        width = (config.backbone.added_width - pooled.shape[-1]) // len(ids)
+        told = rearrange(timestep_embedding(ids, width), "n c -> (n c)")
+        pooled = jnp.concatenate([pooled, repeat(told, "c -> b c", b=len(pooled))], axis=-1)
+    return text.tokens, pooled, text.mask

@@ -55,6 +55,9 @@ class Sampler:
     """Classifier-free guidance weight w; 1 is none, and costs no second pass."""
     eta: float = 0.0
     """Share of fresh noise in ddim, from 0 (deterministic) to 1 (ddpm)."""
+    strength: float = 1.0
+    """Share of the steps that is taken, the last ones; below 1 it starts from an image, to which
+    the noise of the first of them is added (Meng et al. 2022, arXiv 2108.01073)."""
 
 
 class Plan(NamedTuple):
@@ -72,7 +75,8 @@ class Plan(NamedTuple):
 
 def network_calls(sampler: Sampler) -> int:
     """How often the network is called (a guided call, on the doubled batch, counts once)."""
-    return 2 * sampler.steps - 1 if sampler.solver == "heun" else sampler.steps
+    steps = _taken(sampler)
+    return 2 * steps - 1 if sampler.solver == "heun" else steps
 
 
 def check(sampler: Sampler, schedule: Schedule) -> None:
@@ -90,6 +94,8 @@ def check(sampler: Sampler, schedule: Schedule) -> None:
         )
     if not 0 <= sampler.eta <= 1:
         raise UserError(f"eta is {sampler.eta:g}: it must be from 0 to 1")
+    if not 0 < sampler.strength <= 1:
+        raise UserError(f"strength is {sampler.strength:g}: it must be above 0 and at most 1")
     if sampler.eta and sampler.solver != "ddim":
         raise UserError(
             f"eta is {sampler.eta:g}, which only ddim knows: leave it at 0 with {sampler.solver}"
@@ -129,7 +135,7 @@ def plan(sampler: Sampler, schedule: Schedule) -> Plan:
     Raises UserError where `check` does.
     """
     check(sampler, schedule)
-    t = timesteps(sampler, schedule)
+    t = timesteps(sampler, schedule)[-_taken(sampler) :]
     alpha, sigma = schedule.levels(t)
     levels = [*zip(t, alpha, sigma, strict=True)]
     rows = []
@@ -143,15 +149,23 @@ def plan(sampler: Sampler, schedule: Schedule) -> Plan:
 
 
 def sample(
-    sampler: Sampler, schedule: Schedule, denoise: Denoise, x: Images, key: PRNGKeyArray
+    sampler: Sampler,
+    schedule: Schedule,
+    denoise: Denoise,
+    x: Images,
+    key: PRNGKeyArray,
+    start: Images | None = None,
 ) -> Images:
     """Turns unit Gaussian noise `x` into images.
 
     `denoise(x_t, t)` predicts x0 from x_t [b, …] and t [b] (see `prediction.to_x0` and
     `guided`). `key` is used by solvers that add noise, one draw a call, by the call's number.
+    `start`, the images that a `strength` below 1 starts from, are noised by `x`.
     """
     rows = plan(sampler, schedule)
     x = x * rows.sigma[0].astype(x.dtype)
+    if start is not None:
+        x += start * rows.alpha[0].astype(x.dtype)
     noisy = rows.s.any()
 
     def step(carry, row):
@@ -234,6 +248,11 @@ def _heun_correction(now, after) -> tuple[float, float, float, float, float]:
         (sigma_ - sigma) / sigma_ / 2,
     )
     return half_, d_alpha / 2 - alpha_ * half_, 1 + half, d_alpha / 2 - alpha * half, 0.0
+
+
+def _taken(sampler: Sampler) -> int:
+    """How many of its steps the strength leaves, one at least."""
+    return max(1, round(sampler.strength * sampler.steps))
 
 
 def _log_snr(level) -> float:

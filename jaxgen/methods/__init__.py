@@ -7,7 +7,9 @@ sample(config, weights, key, caption, sampler)  -> uint8 images
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
@@ -38,3 +40,8 @@ def kind(name: str) -> type[Experiment]:
     if name not in CONFIGS:
         raise UserError(f"unknown method {name!r}; known: {', '.join(CONFIGS)}")
     return getattr(importlib.import_module(f"jaxgen.methods.{name}"), CONFIGS[name])
+
+
+def published(pipeline: Any, folder: Path) -> Experiment:
+    """The config of a run that would have left the `weights.pipelines.Pipeline` in `folder`."""
+    return importlib.import_module("jaxgen.methods.diffusion").published(pipeline, folder)

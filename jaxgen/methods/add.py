@@ -262,7 +262,7 @@ def teacher_target(
 ) -> Images:
     """x̂_ψ, the teacher's image from the student's output noised again to t: no gradient passes."""
     model = config.model
-    empty = denoiser.encode(model, frozen["text"], denoiser.empty_caption(model.text)[None])
+    empty = denoiser.unconditional(model, frozen["text"])
 
     def denoise(x_t: Images, t: Float[Array, " b"], text: TextFeatures) -> Images:
         return denoiser.predict_x0(model, frozen["teacher"], x_t, t, text)

@@ -5,33 +5,37 @@ From random weights, or from those of another run: all of them tuned, or a few a
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from jaxgen import config as configs
 from jaxgen import methods, optimizer
-from jaxgen.config import Experiment
+from jaxgen.config import Data, Experiment
 from jaxgen.diffusion import denoiser, prediction
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods import text_to_image
 from jaxgen.methods.text_to_image import (
+    PUBLISHED,
     TextToImage,
     check_sampler,
     clean,
     codec_shapes,
+    fitted,
     frozen_codec,
     once,
 )
 from jaxgen.models import judge, lora
 from jaxgen.models.lora import WORDS, Lora
 from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.weights.pipelines import Pipeline
 
 __all__ = ["check_sampler", "once"]  # shared functions of this method
 _FREE = (".vocabulary", ".dtype", ".remat")  # fields that weights do not depend on
@@ -77,7 +81,7 @@ class Diffusion(TextToImage):
             raise UserError(
                 f"--init-from {where} is a run of {methods.name(other)}, not of a diffusion model"
             )
-        unlike = configs.differences(self, other)
+        unlike = configs.differences(self, fitted(other, self.data.size))
         mine, its = ("one" if config.codec else "none" for config in (self, other))
         unlike["codec"] = mine, its
         compared = ("codec", "model.", *(["autoencoder."] if self.codec else []))
@@ -109,6 +113,20 @@ class Diffusion(TextToImage):
                     "--init-from, a run's folder or shipped"
                 )
             lora.matrices(self.lora, _shapes(self))
+
+
+def published(pipeline: Pipeline, folder: Path) -> Diffusion:
+    """What a run would be whose weights a folder in diffusers' layout holds."""
+    guidance, steps = (1.0, 1) if pipeline.turbo else (7.5, 50)
+    return Diffusion(
+        name=folder.name,
+        data=Data(name=PUBLISHED, size=pipeline.size),
+        model=pipeline.model,
+        codec=str(folder),
+        autoencoder=pipeline.autoencoder,
+        guidance=guidance,
+        sampler_steps=steps,
+    )
 
 
 def frozen(config: Diffusion, filled: dict[str, Any]) -> dict[str, Any]:
@@ -250,9 +268,12 @@ def sample(
     key: PRNGKeyArray,
     caption: Int[Array, "b length"],
     sampler: Sampler,
+    negative: Int[Array, "b length"] | None = None,
+    start: UInt8[Array, "b h w 3"] | None = None,
 ) -> Array:
-    """uint8 images [b, h, w, 3] from caption ids: one program from ids to pixels."""
-    return text_to_image.sample(config, merged(config, weights), key, caption, sampler)
+    """uint8 images [b, h, w, 3] from caption ids: `text_to_image.sample`, adapters merged."""
+    whole = merged(config, weights)
+    return text_to_image.sample(config, whole, key, caption, sampler, negative, start)
 
 
 def seen_words(weights: denoiser.Weights) -> frozenset[int]:

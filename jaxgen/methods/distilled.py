@@ -16,7 +16,7 @@ from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.diffusion import Diffusion, merged
-from jaxgen.methods.text_to_image import TextToImage, codec_shapes
+from jaxgen.methods.text_to_image import TextToImage, codec_shapes, fitted
 from jaxgen.state import State
 
 
@@ -43,6 +43,10 @@ class Distilled(TextToImage):
     @property
     def words_of(self) -> str:
         return "teacher"
+
+    @property
+    def distilled(self) -> bool:
+        return True
 
     def roles(self) -> dict[str, str]:
         return {"teacher": self.teacher}  # whose weights hold the codec, if there is one
@@ -75,6 +79,7 @@ class Distilled(TextToImage):
             raise UserError(
                 f"--teacher {where} is no diffusion model but a run of {methods.name(other)}"
             )
+        other = fitted(other, self.data.size)
         mine, its = _shape(self), _shape(other)
         unlike = {
             "data.size": (self.data.size, other.data.size),

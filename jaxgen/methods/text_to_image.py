@@ -23,9 +23,11 @@ from jaxgen.methods.vae import Vae
 from jaxgen.models.autoencoder import AutoencoderConfig
 from jaxgen.pixels import mirrored, to_uint8, to_unit
 from jaxgen.state import Batch, Once
+from jaxgen.weights.pipelines import Pipeline
 
 Images = Float[Array, "b h w c"]
 CODES = "codes"
+PUBLISHED = "published"  # in the place of the data of weights that came without any
 HOW = ("dtype", "remat")  # fields of a network that its weights do not depend on
 
 
@@ -34,8 +36,8 @@ class TextToImage(Experiment):
     model: Denoiser = Denoiser()
     codec: str = ""
     """What turns pixels into the codes that are diffused: train (train it first), the name of a
-    config to train, or the folder of a vae run; empty: pixels themselves are diffused. A student
-    has its teacher's."""
+    config to train, or the folder of a vae run or of published weights; empty: pixels themselves
+    are diffused. A student has its teacher's."""
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     """The shape of that codec; of no use without one."""
     guidance: float = 3.0
@@ -64,8 +66,34 @@ class TextToImage(Experiment):
         return Sampler(steps=self.sampler_steps, guidance=self.guidance)
 
     def resolved(self, vocabulary: int, classes: int) -> "TextToImage":
+        # That of published weights may have room for more words than their tokenizer has.
+        vocabulary = self.model.text.vocabulary or vocabulary
         text = dataclasses.replace(self.model.text, vocabulary=vocabulary)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, text=text))
+
+    @property
+    def distilled(self) -> bool:
+        """Whether it is for few steps without guidance."""
+        return self.sampler_steps == 1
+
+    def pipeline(self, weights: denoiser.Weights) -> Pipeline:
+        """What the run is to other libraries; UserError where there is no codec."""
+        if not self.codec:
+            raise UserError(
+                f"{self.name} diffuses pixels, and Stable Diffusion codes: export a run with a "
+                "--codec, or --to=stablehlo"
+            )
+        scale = float(weights["codec"]["scale"])
+        return Pipeline(self.model, self.autoencoder, scale, self.data.size, self.distilled)
+
+    def resized(self, size: int) -> "TextToImage":
+        """The same networks for images of another size; UserError where they cannot make it."""
+        told = (size, size, 0, 0, size, size) if self.model.time_ids else ()
+        model = dataclasses.replace(self.model, time_ids=told)
+        data = dataclasses.replace(self.data, size=size)
+        changed = dataclasses.replace(self, data=data, model=model)
+        changed.check_size()
+        return changed
 
     def roles(self) -> dict[str, str]:
         return {"codec": self.codec} if self.codec else {}
@@ -78,11 +106,13 @@ class TextToImage(Experiment):
     def accept(self, role: str, other: Any, where: str) -> None:
         if role != "codec":
             return
-        if not isinstance(other, Vae):
+        if not isinstance(other, Vae) and not getattr(other, "codec", ""):
             raise UserError(
                 f"--codec {where} is no autoencoder but a run of {methods.name(other)}; train a vae"
             )
-        unlike = {"data.size": (self.data.size, other.data.size)}
+        unlike = {}
+        if isinstance(other, Vae):  # that of published weights is for any size
+            unlike["data.size"] = (self.data.size, other.data.size)
         for field in dataclasses.fields(AutoencoderConfig):
             if field.name in HOW:
                 continue
@@ -92,15 +122,19 @@ class TextToImage(Experiment):
             if mine != its:
                 raise UserError(f"this run's {name} is {mine}, that of the codec {where} is {its}")
 
+    def check_size(self) -> None:
+        """Raises UserError where the networks cannot make images of the data's size."""
+        if self.codec and self.data.size % self.autoencoder.factor:
+            raise UserError(
+                f"--data.size {self.data.size} is not a multiple of "
+                f"{self.autoencoder.factor}, the side of a code's cell"
+            )
+        self.model.check(self.side)
+
     def check(self) -> None:
         super().check()
         channels = self.model.backbone.channels
         if self.codec:
-            if self.data.size % self.autoencoder.factor:
-                raise UserError(
-                    f"--data.size {self.data.size} is not a multiple of "
-                    f"{self.autoencoder.factor}, the side of a code's cell"
-                )
             if channels != self.autoencoder.latent_channels:
                 raise UserError(
                     f"--model.{self.model.network}.channels is {channels}; the codec's codes have "
@@ -111,13 +145,21 @@ class TextToImage(Experiment):
                 f"--model.{self.model.network}.channels is {channels}; images have 3 (or give the "
                 "--codec whose codes these are)"
             )
-        self.model.check(self.side)
+        self.check_size()
         samplers.check(self.iterative, self.model.schedule)
 
 
+def fitted(other: TextToImage, size: int) -> TextToImage:
+    """Another run's config; published weights', which are for images of any size, at this one."""
+    return other.resized(size) if other.data.name == PUBLISHED else other
+
+
 def frozen_codec(config: TextToImage, filled: dict[str, Any]) -> dict[str, Any]:
-    """The codec's weights, where the config has one."""
-    return {"codec": filled["codec"].weights} if config.codec else {}
+    """The codec's weights, where the config has one: a vae run's, or those beside a denoiser's."""
+    if not config.codec:
+        return {}
+    found = filled["codec"].weights
+    return {"codec": found.get("codec", found)}
 
 
 def codec_shapes(config: TextToImage) -> dict[str, Any]:
@@ -137,9 +179,14 @@ def clean(
     if not config.codec:
         return pixels, pixels
     if CODES not in batch:
-        return pixels, codecs.encode(config.autoencoder, frozen["codec"], pixels)
+        return pixels, encoded(config, frozen, pixels)
     codes = batch[CODES]
     return pixels, mirrored(key, codes[:, 0], codes[:, 1]) if config.data.flip else codes[:, 0]
+
+
+def encoded(config: TextToImage, frozen: dict[str, Any], image: Images) -> Images:
+    """What is diffused in the place of images in [-1, 1]."""
+    return codecs.encode(config.autoencoder, frozen["codec"], image) if config.codec else image
 
 
 def decoded(config: TextToImage, frozen: dict[str, Any], x0: Images) -> Images:
@@ -168,9 +215,16 @@ def sample(
     key: PRNGKeyArray,
     caption: Int[Array, "b length"],
     sampler: Sampler,
+    negative: Int[Array, "b length"] | None = None,
+    start: UInt8[Array, "b h w 3"] | None = None,
 ) -> Array:
-    """uint8 images [b, h, w, 3] from caption ids: one program from ids to pixels."""
-    x0 = denoiser.sample(config.model, config.side, weights, key, caption, sampler)
+    """uint8 images [b, h, w, 3] from caption ids: one program from ids to pixels.
+
+    Guidance leads away from the `negative` captions; a sampler of a strength below 1 starts from
+    the images `start`.
+    """
+    first = None if start is None else encoded(config, weights, to_unit(start))
+    x0 = denoiser.sample(config.model, config.side, weights, key, caption, sampler, negative, first)
     return to_uint8(decoded(config, weights, x0))
 
 

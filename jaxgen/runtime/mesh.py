@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -149,16 +150,21 @@ def shaped(shapes: Any, where: Any) -> Any:
 def put(tree: Any, where: Any) -> Any:
     """Arrays that every process holds whole, placed: each device is given its own part alone.
 
-    `where` is one sharding, or a tree of them.
+    `where` is one sharding, or a tree of them. Narrow floats on the host, as published weights are
+    stored, become float32 part by part: where they are views of a file, no more is read at a time.
     """
     if isinstance(where, NamedSharding):
         where = jax.tree.map(lambda _: where, tree)
 
     def place(array: Any, sharding: NamedSharding) -> jax.Array:
-        if jax.process_count() == 1:
+        narrow = isinstance(array, np.ndarray) and array.dtype in (np.float16, ml_dtypes.bfloat16)
+        if jax.process_count() == 1 and not (narrow or isinstance(array, np.memmap)):
             return jax.device_put(array, sharding)
         array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+        dtype = np.float32 if narrow else array.dtype
+        return jax.make_array_from_callback(
+            array.shape, sharding, lambda part: np.ascontiguousarray(array[part], dtype)
+        )
 
     return jax.tree.map(place, tree, where)
 

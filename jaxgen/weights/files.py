@@ -50,7 +50,7 @@ def save(
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The float32 tree and the metadata that `save` wrote; UserError where the file is damaged."""
-    with _opened(path) as file:
+    with opened(path) as file:
         metadata = file.metadata() or {}
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name in [name for name in flat if name.endswith(ROWS)]:
@@ -65,12 +65,13 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def load_metadata(path: Path) -> dict[str, str]:
     """The metadata alone, without reading the weights."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return file.metadata() or {}
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, its header checked; UserError where it is none or is damaged."""
     try:
         with safe_open(path, "numpy") as file:
             yield file

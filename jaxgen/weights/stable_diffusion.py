@@ -26,15 +26,18 @@ _TO_TORCH = {2: "i o -> o i", 4: "h w i o -> o i h w"}
 _FROM_TORCH = {2: "o i -> i o", 4: "o i h w -> h w i o"}
 
 
-def params_from_torch(state: Mapping[str, np.ndarray], target: Mapping[str, Any]) -> dict[str, Any]:
+def params_from_torch(
+    state: Mapping[str, np.ndarray], target: Mapping[str, Any], cast: bool = True
+) -> dict[str, Any]:
     """Brings a PyTorch state dict into the tree of a Flax network.
 
     Args:
       state: every tensor of the network, by PyTorch's name.
       target: the network's `params` or their shapes (`jax.eval_shape` of `init`).
+      cast: to `target`'s types, which copies where they are others; else the types of `state`.
 
     Returns:
-      A tree like `target` of NumPy arrays of `target`'s types, views of `state` where that serves.
+      A tree like `target` of NumPy arrays, views of `state` wherever no cast is needed.
 
     Raises:
       UserError: a tensor is missing, left over, or of another shape than the network's.
@@ -50,7 +53,10 @@ def params_from_torch(state: Mapping[str, np.ndarray], target: Mapping[str, Any]
                 f"weights do not fit this network: {len(tensors)} tensors {how}, "
                 f"first {first} {tuple(tensors[first].shape)}"
             )
-    return unflatten_dict({path: _leaf(state, names[path], path, flat[path]) for path in flat})
+    leaves = {path: _leaf(state, names[path], path, flat[path]) for path in flat}
+    if cast:
+        leaves = {path: leaf.astype(flat[path].dtype, copy=False) for path, leaf in leaves.items()}
+    return unflatten_dict(leaves)
 
 
 def params_to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -73,7 +79,7 @@ def _leaf(state, name, path, target) -> np.ndarray:
     if tensor.ndim == len(target.shape):
         arranged = _arranged(tensor, path, _FROM_TORCH)
         if arranged.shape == target.shape:
-            return arranged.astype(target.dtype, copy=False)
+            return arranged
     raise UserError(
         f"weights do not fit this network: {name} is {tensor.shape}, the network's "
         f"{'/'.join(path)} is {target.shape}"

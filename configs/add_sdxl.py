@@ -1,0 +1,37 @@
+"""ADD of Stable Diffusion XL base at 512 px, as SDXL-Turbo was made, on your own pictures.
+
+Command:  python -m jaxgen.train --config=add_sdxl --teacher=FOLDER --data.name=imagefolder:PICTURES
+          FOLDER holds the published weights in diffusers' layout.
+Hardware: three times the memory of add_sd21.py.
+Result:   not trained yet: no published weights were at hand.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.diffusion.schedule import Schedule
+from jaxgen.methods.add import Add
+from jaxgen.models.unet import SDXL_UNET
+from jaxgen.text.encoder import CLIP_L, OPENCLIP_BIGG
+
+like = configs.load("add_sd21")
+assert isinstance(like, Add)
+side = like.data.size
+
+config = dataclasses.replace(
+    like,
+    name="add_sdxl",
+    teacher="hf:stabilityai/stable-diffusion-xl-base-1.0",
+    model=Denoiser(
+        text=dataclasses.replace(CLIP_L, penultimate=True),
+        text_2=dataclasses.replace(OPENCLIP_BIGG, penultimate=True),
+        time_ids=(side, side, 0, 0, side, side),
+        zero_empty=True,
+        unet=dataclasses.replace(SDXL_UNET, dtype="bfloat16", remat="blocks"),
+        schedule=Schedule(kind="scaled_linear"),
+        prediction="epsilon",
+    ),
+    # Its decoder overflows in half the width.
+    autoencoder=dataclasses.replace(like.autoencoder, dtype="float32"),
+)

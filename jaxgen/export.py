@@ -1,0 +1,76 @@
+"""python -m jaxgen.export --run=runs/add --to=diffusers --out=folder: a run for other tools."""
+
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+from jaxgen import config as configs
+from jaxgen import exported, stages
+from jaxgen.errors import UserError, reported
+from jaxgen.runtime import mesh as meshes
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    run: str = "runs/add"
+    """Folder of a finished run, shipped:NAME, or a folder of published weights."""
+    to: Literal["diffusers", "safetensors", "stablehlo"] = "diffusers"
+    """diffusers: a folder that DiffusionPipeline.from_pretrained opens. safetensors: every tensor
+    in one file. stablehlo: one program from token ids to pixels, which needs JAX alone to run."""
+    out: str = ""
+    """Folder to make; it must not be there yet, or be empty."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """What the weights are stored as."""
+    steps: int | None = None
+    """Of stablehlo: sampling steps; the method's own by default."""
+    guidance: float | None = None
+    """Of stablehlo: guidance; the method's own by default."""
+
+    def check(self) -> None:
+        """Raises UserError for options that are wrong whatever the run is."""
+        if not self.out:
+            raise UserError("--out is missing; name a folder to make")
+        out = Path(self.out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out} is there already; name a folder to make")
+        if self.to != "stablehlo" and (self.steps, self.guidance) != (None, None):
+            raise UserError("--steps and --guidance go with --to=stablehlo; others are told later")
+
+
+def main() -> None:
+    with reported():
+        options = configs.parse(Options(), sys.argv[1:], "python -m jaxgen.export")
+        folder = stages.run_folder(options.run)
+        meshes.prepare(1, stages.compiled_beside(folder))
+        loaded = stages.read(folder)
+        out = Path(options.out)
+        partial = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            notes = _written(loaded, partial, options)
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+        except OSError as error:
+            raise UserError(f"cannot write {out} ({error.strerror or error})") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        print(f"{out}: {size / 1e6:.1f} MB")
+        for note in notes:
+            print(note)
+
+
+def _written(loaded: stages.Loaded, folder: Path, options: Options) -> list[str]:
+    if options.to == "diffusers":
+        return exported.diffusers(loaded, folder, options.dtype)
+    if options.to == "safetensors":
+        return exported.safetensors(loaded, folder, options.dtype)
+    return exported.stablehlo(loaded, folder, options.dtype, options.steps, options.guidance)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A run in the forms that other tools open: diffusers' folder, one flat file, one program."""
+
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from jaxgen import config as configs
+from jaxgen import methods
+from jaxgen.errors import UserError
+from jaxgen.stages import Loaded
+from jaxgen.text import tokenizer as words
+from jaxgen.weights import outward
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+WEIGHTS, TOKENIZER, PROGRAM, FACTS = (
+    "weights.safetensors", "tokenizer.json", "program.stablehlo", "program.json",
+)  # fmt: skip
+RUNNER = "draw.py"
+
+
+def diffusers(loaded: Loaded, folder: Path, dtype: str) -> list[str]:
+    """Writes the folder; returns what its user should know. UserError where diffusers has no such
+    networks."""
+    config: Any = loaded.config
+    if not hasattr(config, "pipeline"):
+        raise UserError(f"{loaded.folder} is a run of {methods.name(config)}, not of diffusion")
+    pipeline = config.pipeline(loaded.weights)
+    method = methods.of(config)
+    weights = method.merged(config, loaded.weights) if hasattr(method, "merged") else loaded.weights
+    outward.save(folder, pipeline, loaded.tokenizer, weights, dtype)
+    sampler = next(iter(method.samplers(config).values()))
+    # diffusers calls both 0 and 1 no guidance.
+    return [
+        f"diffusers.DiffusionPipeline.from_pretrained, then call it with num_inference_steps="
+        f"{sampler.steps}, guidance_scale={sampler.guidance}"
+    ]
+
+
+def safetensors(loaded: Loaded, folder: Path, dtype: str) -> list[str]:
+    """Writes every tensor under its path, the config as metadata, and the tokenizer beside it."""
+    _weights(loaded, folder, dtype)
+    _tokenizer(loaded, folder)
+    return []
+
+
+def stablehlo(
+    loaded: Loaded, folder: Path, dtype: str, steps: int | None, guidance: float | None
+) -> list[str]:
+    """Writes one program from token ids to pixels, its weights, the tokenizer, and a script which
+    runs it and needs no jaxgen; returns its size, and the seconds to load it and to call it first.
+
+    The program takes any batch, on any of `PLATFORMS`.
+    """
+    config, method = loaded.config, methods.of(loaded.config)
+    if not hasattr(method, "sample"):
+        raise UserError(f"{loaded.folder} is a run of {methods.name(config)}: it draws nothing")
+    asked = {"steps": steps, "guidance": guidance}
+    sampler = dataclasses.replace(
+        next(iter(method.samplers(config).values())),
+        **{name: value for name, value in asked.items() if value is not None},
+    )
+    method.check_sampler(config, sampler)
+    length = config.caption_length
+
+    def draw(tensors: dict[str, Any], seed: Any, ids: Any) -> Any:
+        weights = _nested(jax.tree.map(lambda a: a.astype(jnp.float32), tensors))
+        return method.sample(config, weights, jax.random.key(seed), ids, sampler)
+
+    flat = _weights(loaded, folder, dtype)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = (
+        {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in flat.items()},
+        jax.ShapeDtypeStruct((), jnp.uint32),
+        jax.ShapeDtypeStruct((batch, length), jnp.int32),
+    )
+    program = jax.export.export(jax.jit(draw), platforms=PLATFORMS)(*shapes)
+    (folder / PROGRAM).write_bytes(program.serialize())
+    _tokenizer(loaded, folder)
+    empty = words.encode(loaded.tokenizer, [""], length)[0]
+    facts = {"length": length, "empty": empty.tolist(), "sampler": dataclasses.asdict(sampler),
+             "size": config.data.size, "run": loaded.folder.name}  # fmt: skip
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / RUNNER).write_text(Path(__file__).with_name("draw.py.txt").read_text(), "utf-8")
+    begun = time.monotonic()
+    read = jax.export.deserialize((folder / PROGRAM).read_bytes())
+    ready = time.monotonic()
+    ids = np.tile(empty, (1, 1)).astype(np.int32)
+    np.asarray(jax.jit(read.call)(flat, np.uint32(0), ids))
+    size = (folder / PROGRAM).stat().st_size
+    return [
+        f"program: {size / 1e3:.0f} kB without weights, {ready - begun:.2f} s to load, "
+        f"{time.monotonic() - ready:.1f} s for the first call, compiling among it",
+        f"draw without jaxgen: python {RUNNER} --prompt … in that folder",
+    ]
+
+
+def _weights(loaded: Loaded, folder: Path, dtype: str) -> dict[str, np.ndarray]:
+    flat = {
+        name: np.ascontiguousarray(tensor, dtype)
+        for name, tensor in flatten_dict(loaded.weights, sep=".").items()
+    }
+    metadata = {"method": methods.name(loaded.config), "config": configs.to_json(loaded.config)}
+    save_file(flat, folder / WEIGHTS, metadata)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner can read
+    return flat
+
+
+def _tokenizer(loaded: Loaded, folder: Path) -> None:
+    (folder / TOKENIZER).write_text(loaded.tokenizer.to_str(), encoding="utf-8")
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *path, last = name.split(".")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), path, tree)[last] = leaf
+    return tree

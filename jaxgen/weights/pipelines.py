@@ -1,0 +1,183 @@
+"""Folders in the layout of diffusers: Stable Diffusion 1.x, 2.x, XL and their Turbos, in and out.
+
+A folder holds one sub-folder a network, each with a config.json and safetensors, and a
+model_index.json that says what is what. What its configs ask for that the networks here do not
+have is refused, field by field; nothing is ignored that would change a picture.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from einops import rearrange
+from tokenizers import Tokenizer
+
+from jaxgen.diffusion import codec as codecs
+from jaxgen.diffusion import denoiser
+from jaxgen.diffusion.denoiser import SECOND, Denoiser
+from jaxgen.errors import UserError
+from jaxgen.models.autoencoder import AutoencoderConfig
+from jaxgen.text import clip
+from jaxgen.text.encoder import clip_names
+from jaxgen.weights import layouts, mapped
+from jaxgen.weights.stable_diffusion import params_from_torch
+
+INDEX = "model_index.json"
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": tuple(layouts.SCHEDULERS),
+}
+_PIPELINES = {  # classes of model_index.json, and the networks that each has
+    "StableDiffusionPipeline": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
+    "StableDiffusionXLPipeline": tuple(_CLASSES),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """What a folder says of its networks; its weights are another matter."""
+
+    model: Denoiser
+    autoencoder: AutoencoderConfig
+    scale: float
+    """By which codes are multiplied before they are noised."""
+    size: int
+    """Side of the images that it was trained for, in pixels."""
+    turbo: bool
+    """Whether it was distilled to few unguided steps, as far as its scheduler tells."""
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether the folder is in this layout."""
+    return (folder / INDEX).is_file()
+
+
+def load(folder: str | Path) -> tuple[Pipeline, Tokenizer, denoiser.Weights]:
+    """A folder's networks, its tokenizer, and its weights as jaxgen has them.
+
+    The weights are views of the memory-mapped files, in the types that are stored: nothing is read
+    before it is placed on a device or looked at, so that loading needs the host's memory for no
+    more than the tensors under way. {"text": …, "denoiser": …, "codec": …}.
+
+    Raises UserError where something is missing, damaged, or asks for what jaxgen does not have.
+    """
+    folder = Path(folder)
+    pipeline, tokenizer = describe(folder)
+    model = pipeline.model
+    shapes = jax.eval_shape(functools.partial(denoiser.init, model, 8), jax.random.key(0))
+    codec = jax.eval_shape(functools.partial(codecs.init, pipeline.autoencoder), jax.random.key(0))
+    codec = {name: tree for name, tree in codec.items() if name != "scale"}
+    second = shapes["text"].pop(SECOND, None)
+
+    def read(name: str, target: Any, renamed: Callable[[Any], Any] = dict) -> dict[str, Any]:
+        state = renamed(mapped.network(folder / name))
+        try:
+            return params_from_torch(state, target, cast=False)
+        except UserError as error:
+            raise UserError(f"{folder / name}: {error}") from None
+
+    text = read("text_encoder", shapes["text"], clip_names)
+    if second is not None:
+        text[SECOND] = read("text_encoder_2", second, clip_names)
+    found = read("vae", codec, _new_names)
+    found["scale"] = np.float32(pipeline.scale)
+    unet = read("unet", shapes["denoiser"])
+    return pipeline, tokenizer, {"text": text, "denoiser": unet, "codec": found}
+
+
+def describe(folder: Path) -> tuple[Pipeline, Tokenizer]:
+    """What the folder's configs say, and its tokenizer, without its weights; errors as `load`."""
+    _check_index(folder)
+    tokenizers = [folder / "tokenizer"]
+    config: dict[str, Any] = {
+        name: _json(folder / name / "config.json") for name in ("unet", "vae")
+    }
+    unet = layouts.unet(config["unet"], str(folder / "unet"))
+    autoencoder, scale = layouts.autoencoder(config["vae"], str(folder / "vae"))
+    names = ["text_encoder"]
+    if (folder / "text_encoder_2").is_dir():
+        names.append("text_encoder_2")
+        tokenizers.append(folder / "tokenizer_2")
+    read = [clip.read(path) for path in tokenizers]
+    texts = [
+        layouts.text(
+            _json(folder / name / "config.json"), str(folder / name), tokenizer, len(names) > 1
+        )
+        for name, tokenizer in zip(names, read, strict=True)
+    ]
+    if len(texts) > 1 and read[0].get_vocab() != read[1].get_vocab():
+        raise UserError(f"{folder}: its two tokenizers have other words; copy both again")
+    schedule, prediction, turbo = layouts.schedule(
+        _json(folder / "scheduler" / "scheduler_config.json"), str(folder / "scheduler")
+    )
+    side = config["unet"].get("sample_size") or 64
+    if not isinstance(side, int):
+        raise UserError(f"{folder / 'unet'}: sample_size is {side}; only square images are drawn")
+    size = side * autoencoder.factor
+    model = Denoiser(
+        text=texts[0],
+        text_2=texts[1] if len(texts) > 1 else None,
+        time_ids=(size, size, 0, 0, size, size) if unet.added_width else (),
+        zero_empty=bool(_json(folder / INDEX).get("force_zeros_for_empty_prompt", False)),
+        unet=unet,
+        schedule=schedule,
+        prediction=prediction,
+    )
+    try:
+        model.check(side)
+    except UserError as error:
+        raise UserError(f"{folder}: its networks do not fit each other: {error}") from None
+    return Pipeline(model, autoencoder, scale, size, turbo), read[0]
+
+
+def _check_index(folder: Path) -> None:
+    index = _json(folder / INDEX)
+    kind = index.get("_class_name")
+    if kind not in _PIPELINES:
+        raise UserError(f"{folder / INDEX} is of a {kind}; jaxgen opens {' and '.join(_PIPELINES)}")
+    for name in _PIPELINES[kind]:
+        entry = index.get(name)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if found is None or not (folder / name).is_dir():
+            raise UserError(f"{folder} has no {name}: copy the whole {kind} there")
+        if found not in _CLASSES[name]:
+            raise UserError(
+                f"{folder / INDEX}: {name} is a {found}; jaxgen has {' or '.join(_CLASSES[name])}"
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; copy the whole folder there") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no object of fields; copy it again")
+    return found
+
+
+_OLD_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _new_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An autoencoder's tensors; old files name attention otherwise, by 1x1 convolutions even."""
+    found = {}
+    for name, tensor in state.items():
+        *module, layer, leaf = name.split(".")
+        if "attentions" in module:
+            layer = _OLD_VAE.get(layer, layer)
+            tensor = rearrange(tensor, "o i 1 1 -> o i") if tensor.ndim == 4 else tensor
+        found[".".join([*module, layer, leaf])] = tensor
+    return found

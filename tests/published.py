@@ -1,0 +1,159 @@
+"""Stable Diffusion's families in miniature: folders as diffusers writes them, random weights.
+
+Every layer kind of the full sizes is there. Nothing is at zero, where a wrong layer would not show.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
+    EulerAncestralDiscreteScheduler,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+LEVELS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+          "beta_end": 0.012, "steps_offset": 1}  # fmt: skip
+TEXT = (
+    "a red heart, un cœur rouge. the sleeping cat's face; trois pommes vertes and 12 lemons! " * 3
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the members of a family differ in."""
+
+    act: str = "quick_gelu"
+    padding: str = "<|endoftext|>"
+    unet: tuple[tuple[str, Any], ...] = ()
+    prediction: str = "epsilon"
+    pair: bool = False
+    turbo: bool = False
+
+
+FAMILIES = {
+    "sd15": Family(unet=(("attention_head_dim", 2), ("cross_attention_dim", 16))),
+    "sd21": Family(
+        act="gelu",
+        padding="!",
+        unet=(
+            ("attention_head_dim", [2, 4]),
+            ("cross_attention_dim", 16),
+            ("use_linear_projection", True),
+            ("upcast_attention", True),
+        ),
+        prediction="v_prediction",
+    ),
+    "sd-turbo": Family(
+        act="gelu",
+        padding="!",
+        unet=(
+            ("attention_head_dim", [2, 4]),
+            ("cross_attention_dim", 16),
+            ("use_linear_projection", True),
+        ),
+        turbo=True,
+    ),
+    "sdxl": Family(
+        unet=(
+            ("down_block_types", ("DownBlock2D", "CrossAttnDownBlock2D")),
+            ("up_block_types", ("CrossAttnUpBlock2D", "UpBlock2D")),
+            ("attention_head_dim", [2, 4]),
+            ("cross_attention_dim", 40),
+            ("use_linear_projection", True),
+            ("transformer_layers_per_block", [1, 2]),
+            ("addition_embed_type", "text_time"),
+            ("addition_time_embed_dim", 4),
+            ("projection_class_embeddings_input_dim", 6 * 4 + 12),
+        ),
+        pair=True,
+    ),
+}
+
+
+def write(folder: Path, family: str, **save: Any) -> Any:
+    """Saves a miniature of the family, by `save` (variant=, max_shard_size=); its pipeline."""
+    torch.manual_seed(0)
+    kind = FAMILIES[family]
+    unet = UNet2DConditionModel(**{
+        "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1,
+        "norm_num_groups": 8, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), **dict(kind.unet),
+    })  # fmt: skip
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, sample_size=16,
+        scaling_factor=0.5, latent_channels=4,
+    )  # fmt: skip
+    tokens = tokenizer(kind.padding)
+    parts: dict[str, Any] = {
+        "unet": unet, "vae": vae, "tokenizer": tokens,
+        "text_encoder": _text(CLIPTextModel, tokens, 16, kind.act),
+    }  # fmt: skip
+    levels = {**LEVELS, "prediction_type": kind.prediction, "timestep_spacing": "trailing"}
+    if kind.turbo:
+        scheduler: Any = EulerAncestralDiscreteScheduler(**levels)
+    else:
+        scheduler = DDIMScheduler(**levels, clip_sample=False, set_alpha_to_one=True)
+    if kind.pair:
+        second = _text(CLIPTextModelWithProjection, tokenizer("!"), 24, "gelu", projection_dim=12)
+        parts |= {"text_encoder_2": second, "tokenizer_2": tokenizer("!")}
+        pipeline: Any = StableDiffusionXLPipeline(**parts, scheduler=scheduler)
+    else:
+        pipeline = StableDiffusionPipeline(
+            **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+            with torch.no_grad():
+                for weight in part.parameters():
+                    weight += 0.05 * torch.randn(weight.shape)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder, **save)
+    return pipeline
+
+
+def tokenizer(padding: str) -> CLIPTokenizer:
+    """CLIP's tokenizer with a few merges, learnt from two sentences."""
+    vocabulary, merges = _learnt()
+    return CLIPTokenizer(dict(vocabulary), list(merges), pad_token=padding, model_max_length=77)
+
+
+@functools.cache
+def _learnt() -> tuple[dict[str, int], list[Any]]:
+    learnt = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learnt.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    learnt.train_from_iterator([TEXT], trainer)
+    merges: Any = [tuple(pair) for pair in json.loads(learnt.to_str())["model"]["merges"]]
+    words = ["!", *alphabet, *(f"{c}</w>" for c in alphabet), *(a + b for a, b in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return {word: number for number, word in enumerate(dict.fromkeys(words))}, merges
+
+
+def _text(kind: Any, tokens: CLIPTokenizer, width: int, act: str, **more: Any) -> Any:
+    config = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=width, intermediate_size=2 * width,
+        num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=77, hidden_act=act,
+        bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id, **more,
+    )  # fmt: skip
+    return kind(config)

@@ -1,0 +1,264 @@
+"""Folders of diffusers against diffusers itself: from prompts to pixels, in and out."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import published
+import pytest
+import torch
+from einops import rearrange
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+from jaxgen import methods, stages
+from jaxgen.config import Mesh
+from jaxgen.diffusion import sampler as samplers
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.errors import UserError
+from jaxgen.models.unet import SD15_UNET, SD21_UNET, SDXL_UNET
+from jaxgen.runtime import mesh as meshes
+from jaxgen.text import tokenizer as words
+from jaxgen.weights import layouts, pipelines
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
+PROMPTS = ["a red heart", "trois pommes vertes"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Writes a family's miniature once; (folder, diffusers' pipeline)."""
+
+    @functools.cache
+    def write(family: str):
+        path = tmp_path_factory.mktemp("published") / family
+        return path, published.write(path, family)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("family", "sampler", "negative"),
+    [
+        ("sd15", Sampler(steps=20, guidance=5.0), ""),
+        ("sd21", Sampler(steps=20, guidance=5.0), "lemons"),
+        ("sd-turbo", Sampler(steps=1, solver="euler_ancestral"), ""),
+        ("sd-turbo", Sampler(steps=4, solver="euler_ancestral", guidance=2.0), ""),
+        ("sdxl", Sampler(steps=20, guidance=5.0), ""),
+    ],
+    ids=["sd15-ddim", "sd21-ddim-negative", "turbo-one", "turbo-euler-a", "sdxl-ddim"],
+)
+def test_draws_what_diffusers_draws(folder, monkeypatch, family, sampler, negative):
+    path, theirs = folder(family)
+    loaded = stages.read(path)
+    config, method = loaded.config, methods.of(loaded.config)
+    key = jax.random.key(3)
+    ids = words.encode(loaded.tokenizer, PROMPTS, config.caption_length)
+    more = {}
+    if negative:
+        more["negative"] = words.encode(loaded.tokenizer, [negative] * 2, config.caption_length)
+    program = jax.jit(functools.partial(method.sample, config), static_argnums=3)
+    ours = np.asarray(program(loaded.weights, key, ids, sampler, **more))
+
+    noise_key, sampler_key = jax.random.split(key)
+    draws = [jax.random.normal(noise_key, (2, 8, 8, 4))]
+    draws += [
+        jax.random.normal(jax.random.fold_in(sampler_key, i), draws[0].shape)
+        for i in range(sampler.steps)
+    ]
+    first, *others = [torch.tensor(np.asarray(rearrange(d, "b h w c -> b c h w"))) for d in draws]
+    later = iter(others)
+    if sampler.solver == "ddim":  # its first x is the noise itself, ours has the schedule's sigma
+        first = first * float(samplers.plan(sampler, config.model.schedule).sigma[0])
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
+        lambda *_, **__: next(later),
+    )
+    expected = theirs(
+        PROMPTS,
+        negative_prompt=[negative] * 2 if negative else None,
+        num_inference_steps=sampler.steps,
+        guidance_scale=sampler.guidance,
+        latents=first,
+        output_type="np",
+    ).images
+    assert expected.std() > 0.02
+    np.testing.assert_allclose(ours / 255, expected, atol=1.01 / 255)
+    if sampler.steps == 20:  # the caption says something
+        assert np.abs(expected[0] - expected[1]).max() > 5 / 255
+
+
+def test_every_way_of_saving_reads_the_same(folder, tmp_path):
+    path, theirs = folder("sd15")
+    weights = _flat(path)
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    assert len(list((tmp_path / "shards" / "unet").glob("*-of-*"))) > 2
+    assert _flat(tmp_path / "shards").keys() == weights.keys()
+    for name, leaf in _flat(tmp_path / "shards").items():
+        np.testing.assert_array_equal(leaf, weights[name], err_msg=name)
+        assert leaf.ndim == 0 or not leaf.flags.owndata, f"{name} was copied"
+    old = shutil.copytree(path, tmp_path / "old")
+    state = load_file(old / "vae" / "diffusion_pytorch_model.safetensors")
+    save_file({_old(name): _as_old(name, leaf) for name, leaf in state.items()},
+              old / "vae" / "diffusion_pytorch_model.safetensors")  # fmt: skip
+    for name, leaf in _flat(old).items():
+        np.testing.assert_array_equal(leaf, weights[name], err_msg=name)
+
+
+def test_half_the_precision_becomes_float32_where_it_is_placed(folder, tmp_path):
+    path, theirs = folder("sd15")
+    half = shutil.copytree(path, tmp_path / "half")
+    for file in half.rglob("*.safetensors"):
+        state = {name: leaf.astype(np.float16) for name, leaf in load_file(file).items()}
+        save_file(state, file.with_suffix(".fp16.safetensors"))
+        file.unlink()
+    weights = _flat(half)
+    assert {leaf.dtype.name for leaf in weights.values()} == {"float16", "float32"}
+    mesh = meshes.make(Mesh(data=1, fsdp=-1), 8)
+    tree = pipelines.load(half)[2]
+    placed = meshes.put(tree, meshes.over_parameters(mesh, tree))
+    for name, leaf in flatten_dict(placed, sep="/").items():
+        assert leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, weights[name].astype(np.float32), err_msg=name)
+    del theirs
+
+
+@pytest.mark.parametrize(
+    ("values", "config"),
+    [
+        ({"cross_attention_dim": 768, "attention_head_dim": 8}, SD15_UNET),
+        (
+            {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+             "use_linear_projection": True, "upcast_attention": True, "dual_cross_attention": False,
+             "only_cross_attention": False, "num_class_embeds": None},
+            SD21_UNET,
+        ),
+        (
+            {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+             "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+             "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048,
+             "attention_head_dim": [5, 10, 20], "transformer_layers_per_block": [1, 2, 10],
+             "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+             "projection_class_embeddings_input_dim": 2816, "use_linear_projection": True},
+            dataclasses.replace(SDXL_UNET, heads=(1, 10, 20)),  # the first attends to nothing
+        ),
+    ],
+    ids=["sd15", "sd21", "sdxl"],
+)  # fmt: skip
+def test_published_configs_are_the_known_shapes(values, config):
+    assert layouts.unet({"_class_name": "UNet2DConditionModel", **values}, "unet") == config
+
+
+def _edited(path: Path, name: str, **changes):
+    file = path / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def _truncated(path: Path):
+    file = path / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def _long_header(path: Path):
+    file = path / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes((10**9).to_bytes(8, "little") + file.read_bytes()[8:])
+
+
+def _pickled(path: Path):
+    file = path / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+
+
+def _escaping(path: Path):
+    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    index = path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../vae/x.safetensors"}}))
+
+
+def _integers(path: Path):
+    file = path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {"conv_in.bias": np.zeros(16, np.uint8)}, file)
+
+
+def _without(path: Path):
+    file = path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if k != "conv_out.bias"}, file)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda p: shutil.rmtree(p / "vae"), r"has no vae: copy the whole StableDiffusionPipeline"),
+        (
+            lambda p: _edited(p, "model_index.json", unet=["diffusers", "UNet3D"]),
+            r"unet is a UNet3D; jaxgen has UNet2DConditionModel",
+        ),
+        (
+            lambda p: _edited(p, "model_index.json", _class_name="FluxPipeline"),
+            r"is of a FluxPipeline; jaxgen opens StableDiffusionPipeline and",
+        ),
+        (
+            lambda p: _edited(p, "unet/config.json", in_channels=9),
+            r"unet: out_channels is 4; jaxgen's network has 9",
+        ),
+        (
+            lambda p: _edited(p, "unet/config.json", class_embed_type="timestep"),
+            r"unet: class_embed_type is timestep; jaxgen knows nothing of it",
+        ),
+        (
+            lambda p: _edited(p, "unet/config.json", flip_sin_to_cos=False),
+            r"unet: flip_sin_to_cos is False; jaxgen's has True",
+        ),
+        (
+            lambda p: _edited(p, "unet/config.json", cross_attention_dim=24),
+            r"networks do not fit each other: .*width 16 .*24 differ",
+        ),
+        (
+            lambda p: _edited(p, "unet/config.json", layers_per_block=2),
+            r"unet: weights do not fit this network: \d+ tensors missing, first down_blocks",
+        ),
+        (
+            lambda p: _edited(p, "vae/config.json", block_out_channels=[8, 8]),
+            r"vae: weights do not fit this network: .*\(",
+        ),
+        (
+            lambda p: _edited(p, "scheduler/scheduler_config.json", beta_schedule="sigmoid"),
+            r"scheduler: beta_schedule 'sigmoid' is none of scaled_linear",
+        ),
+        (lambda p: (p / "unet/config.json").unlink(), r"config.json is missing; copy the whole"),
+        (lambda p: (p / "unet/config.json").write_text("{"), r"config.json cannot be read"),
+        (_truncated, r"diffusion_pytorch_model.safetensors cannot be read"),
+        (_long_header, r"diffusion_pytorch_model.safetensors cannot be read"),
+        (_pickled, r"a pickle, which may run any program .* take the .safetensors"),
+        (_escaping, r"names '../vae/x.safetensors', which is no file beside it: refused"),
+        (_integers, r"conv_in.bias is of type U8, which is not read"),
+        (_without, r"1 tensors missing, first conv_out.bias \(4,\)"),
+    ],
+)
+def test_what_cannot_be_read_is_named(folder, tmp_path, harm, message):
+    path = shutil.copytree(folder("sd15")[0], tmp_path / "copy")
+    harm(path)
+    with pytest.raises(UserError, match=message) as refused:
+        pipelines.load(path)
+    assert "\n" not in str(refused.value)
+
+
+def _flat(path: Path) -> dict[str, np.ndarray]:
+    return flatten_dict(pipelines.load(path)[2], sep="/")
+
+
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def _old(name: str) -> str:
+    for new, old in OLD.items():
+        name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+    return name
+
+
+def _as_old(name: str, leaf: np.ndarray) -> np.ndarray:
+    return leaf[:, :, None, None] if "attentions" in name and leaf.ndim == 2 else leaf
