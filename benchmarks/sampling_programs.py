@@ -109,7 +109,7 @@ def denoise_part(
     """What `denoiser.sample` does after the text."""
     features, empty = text
     noise_key, sampler_key = jax.random.split(key)
-    shape = (len(features.mask), size, size, model.backbone.channels)
+    shape = (len(features.pooled), size, size, model.backbone.channels)
 
     def denoise(x_t, t, text):
         return denoiser.predict_x0(model, weights["denoiser"], x_t, t, text)

@@ -20,7 +20,6 @@ from jaxgen.errors import UserError
 from jaxgen.models.dit import DiT, DiTConfig
 from jaxgen.models.unet import UNet, UNetConfig, timestep_embedding
 from jaxgen.text.encoder import TextConfig, TextEncoder, TextFeatures
-from jaxgen.text.tokenizer import END, PADDING, START
 
 Weights = dict[str, Any]
 SECOND = "second"  # key of the second text encoder's weights, in the first's
@@ -116,7 +115,8 @@ def init(config: Denoiser, size: int, key: PRNGKeyArray) -> Weights:
 
 def empty_caption(config: TextConfig) -> Int[Array, " length"]:
     """Token ids of the caption without words, the unconditional one of guidance."""
-    return jnp.full((config.length,), PADDING, jnp.int32).at[0].set(START).at[1].set(END)
+    padding = jnp.full((config.length,), config.padding_token, jnp.int32)
+    return padding.at[0].set(config.start_token).at[1].set(config.end_token)
 
 
 def encode(config: Denoiser, text: Weights, caption: Int[Array, "b length"]) -> TextFeatures:

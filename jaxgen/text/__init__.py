@@ -1,1 +1,1 @@
-"""Text as numbers: word-level tokenizer and CLIP-shaped text encoder."""
+"""Text as numbers: tokenizers of words and of byte pairs, and CLIP's text encoder."""

@@ -38,8 +38,16 @@ class TextConfig:
     """Hidden width of the MLP, in widths."""
     projection: int = 0
     """Channels of the pooled vector after a linear map; 0: no map."""
+    start_token: int = 2
+    """Id of the token that begins a caption."""
     end_token: int = 3
     """Id of the token that ends a caption: its output is the pooled vector."""
+    padding_token: int = 0
+    """Id of what fills a caption up behind its end."""
+    masked: bool = True
+    """Whether cross-attention sees a caption from start to end only; else its padding too."""
+    penultimate: bool = False
+    """Whether `TextFeatures.tokens` leave before the last block, as Stable Diffusion XL wants."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "mlp"):
@@ -51,25 +59,26 @@ class TextConfig:
             raise UserError(f"text width {self.width} is no multiple of its {self.heads} heads")
 
 
-CLIP_L = TextConfig(vocabulary=49408, width=768, layers=12, heads=12, length=77, end_token=49407)
-OPENCLIP_H = TextConfig(
+# Stable Diffusion's, which attends to all 77 tokens. 1.x pads with the end token, and so does XL's
+# first encoder, which is this one with penultimate=True.
+CLIP_L = TextConfig(
     vocabulary=49408,
-    width=1024,
-    layers=23,
-    heads=16,
+    width=768,
+    layers=12,
+    heads=12,
     length=77,
-    activation="gelu",
+    start_token=49406,
     end_token=49407,
+    padding_token=49407,
+    masked=False,
 )
-OPENCLIP_BIGG = TextConfig(
-    vocabulary=49408,
-    width=1280,
-    layers=32,
-    heads=20,
-    length=77,
-    activation="gelu",
-    projection=1280,
-    end_token=49407,
+# Of 2.x, which leaves out its last block, the 24th.
+OPENCLIP_H = dataclasses.replace(
+    CLIP_L, width=1024, layers=23, heads=16, activation="gelu", padding_token=0
+)
+# XL's second.
+OPENCLIP_BIGG = dataclasses.replace(
+    OPENCLIP_H, width=1280, layers=32, heads=20, projection=1280, penultimate=True
 )
 
 
@@ -77,13 +86,14 @@ class TextFeatures(NamedTuple):
     """What a text encoder says of captions."""
 
     tokens: Float[Array, "b length width"]
-    """Output of the last block after the final norm."""
+    """Output of the last block after the final norm; where the config says `penultimate`, of the
+    last block but one, not normalised."""
     pooled: Float[Array, "b channels"]
-    """`tokens` at the first end token, projected where the config has a projection."""
-    hidden: Float[Array, "b length width"]
-    """Output of the last block but one, not normalised (what Stable Diffusion XL reads)."""
-    mask: Bool[Array, "b length"]
-    """True from the start token to the end token."""
+    """The last block's output at the first end token, after the final norm, projected where the
+    config has a projection."""
+    mask: Bool[Array, "b length"] | None
+    """What cross-attention sees: True from the start token to the end token. None, which is all of
+    it, where the config is not `masked`."""
 
 
 class TextEncoder(nn.Module):
@@ -123,19 +133,19 @@ class TextEncoder(nn.Module):
             embedding_init=nn.initializers.normal(0.01),
             name="embeddings_position_embedding",
         )(jnp.arange(length))
-        x = hidden = tokens + positions
+        x = before = tokens + positions
         for number in range(config.layers):
-            hidden = x
+            before = x
             x = _Block(config, name=f"encoder_layers_{number}")(x)
-        tokens = _norm("final_layer_norm")(x)
+        x = _norm("final_layer_norm")(x)
         end = jnp.argmax(caption == config.end_token, axis=1)
-        pooled = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
+        pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         if config.projection:
             pooled = _linear("text_projection", config.projection, 1 / config.width, bias=False)(
                 pooled
             )
-        mask = jnp.arange(length) <= end[:, None]
-        return TextFeatures(tokens, pooled, hidden, mask)
+        mask = jnp.arange(length) <= end[:, None] if config.masked else None
+        return TextFeatures(before if config.penultimate else x, pooled, mask)
 
 
 def clip_names(state: Mapping[str, T]) -> dict[str, T]:

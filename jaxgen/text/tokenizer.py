@@ -1,17 +1,30 @@
-"""Captions as word numbers: a word's id is its rank among the most frequent words.
+"""Captions as token ids, by words or by byte pairs.
 
-A tokenizer is a `tokenizers.Tokenizer`: it saves as a `tokenizer.json` which other tools open.
-Text is brought to NFKC and lower case; a word is a run of letters, digits and the marks on them,
-and everything else only separates words: "l'homme" is two words, and so is "red-haired".
+A tokenizer is a `tokenizers.Tokenizer`: it saves as a `tokenizer.json` which other tools open. What
+stands here works on either kind: the one of whole words, which `build` makes, and CLIP's of byte
+pairs (`jaxgen.text.clip`), which spells what it does not know and so has no unknown words.
+
+Of whole words: a word's id is its rank among the most frequent words. Text is brought to NFKC and
+lower case; a word is a run of letters, digits and the marks on them, and everything else only
+separates words: "l'homme" is two words, and so is "red-haired".
 """
 
 import itertools
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import wordfreq
 from jaxtyping import Int32
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    Encoding,
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from jaxgen.errors import UserError
 
@@ -44,48 +57,73 @@ def build(words: Iterable[str] = (), french: int = 50_000, english: int = 20_000
     return _word_level(vocabulary)
 
 
+class Marks(NamedTuple):
+    """Ids of the tokens that are no part of a text."""
+
+    start: int
+    end: int
+    padding: int
+
+
+def marks(tokenizer: Tokenizer) -> Marks:
+    """The ids that `encode` puts around a caption."""
+    start, end = tokenizer.encode("").ids[:2]
+    padding = tokenizer.padding
+    return Marks(start, end, padding["pad_id"] if padding else PADDING)
+
+
 def extended(tokenizer: Tokenizer, captions: Sequence[str]) -> Tokenizer:
-    """The tokenizer with the captions' unknown words added after its own, whose ids stay."""
+    """The tokenizer with the captions' unknown words added after its own, whose ids stay.
+
+    It is returned as it is where no word is unknown.
+    """
+    unknown = [word for text in captions for word in unknown_words(tokenizer, text)]
+    if not unknown:
+        return tokenizer
     vocabulary = tokenizer.get_vocab()
-    for text in captions:
-        for word in unknown_words(tokenizer, text):
-            vocabulary.setdefault(word, len(vocabulary))
+    for word in unknown:
+        vocabulary.setdefault(word, len(vocabulary))
     return _word_level(vocabulary)
 
 
 def split(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The words of a text, normalised, in order, known or not."""
-    normal = tokenizer.normalizer.normalize_str(text)
-    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+    """The words of a text, normalised, in order, known or not.
+
+    Of byte pairs the pieces that are merged apart: punctuation and each digit are words too.
+    """
+    return [word for word, _ in _words(tokenizer, text)]
 
 
 def encode(
     tokenizer: Tokenizer, captions: Sequence[str], length: int
 ) -> Int32[np.ndarray, "n length"]:
-    """Captions as rows of start, words, end, padding; what does not fit is cut before the end.
+    """Captions as rows of start, tokens, end, padding; what does not fit is cut before the end.
 
     Raises:
         UserError: `length` leaves no room for a word.
     """
     if length < 3:
         raise UserError(f"caption length {length}: start, one word and end take 3 at least")
-    rows = np.full((len(captions), length), PADDING, np.int32)
+    _, end, padding = marks(tokenizer)
+    rows = np.full((len(captions), length), padding, np.int32)
     for row, encoding in zip(rows, tokenizer.encode_batch_fast(list(captions)), strict=True):
-        ids = encoding.ids[:length]
+        ids = encoding.ids[: min(length, _count(encoding))]
         row[: len(ids)] = ids
         if len(ids) == length:
-            row[-1] = END
+            row[-1] = end
     return rows
 
 
 def unknown_words(tokenizer: Tokenizer, caption: str) -> list[str]:
     """The distinct words of a caption that have no number of their own, in order."""
-    return _unknown(tokenizer, split(tokenizer, caption), None)
+    return _unknown(tokenizer, _words(tokenizer, caption), None)
 
 
 def has_met(tokenizer: Tokenizer, caption: str, seen: Collection[int]) -> bool:
-    """Whether any word of the caption is among the ids `seen`, those met in training."""
-    return any(tokenizer.token_to_id(word) in seen for word in split(tokenizer, caption))
+    """Whether any word of the caption, or piece of one, is among the ids met in training."""
+    unknown = _unknown_id(tokenizer)
+    ids = (number for _, ids in _words(tokenizer, caption) for number in ids)
+    return any(number in seen for number in ids if number != unknown)
 
 
 def check_prompt(
@@ -93,27 +131,34 @@ def check_prompt(
 ) -> list[str]:
     """What the user should know of a prompt before it is drawn: no line, or one.
 
-    The line names the words that are cut, for want of room, and among the rest those that are not
-    in the vocabulary or, where `seen` holds the ids that the model met in training, not in `seen`.
+    The line names what is cut, for want of room, and among the rest the words that are not in the
+    vocabulary or, where `seen` holds the ids that the model met in training, not in `seen`.
 
     Raises:
         UserError: the prompt has no word, or is not valid Unicode.
     """
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise UserError(f"prompt {_short(ascii(prompt))} is not valid UTF-8: type it again")
-    words = split(tokenizer, prompt)
+    words = _words(tokenizer, prompt)
     if not words:
         raise UserError(f"prompt {_short(ascii(prompt))} has no words: say what to draw")
-    room = length - 2
-    kept, cut = words[:room], words[room:]
-    notes = []
-    if cut:
-        notes.append(f"only the first {room} of {len(words)} words fit, cut: {_listed(cut)}")
+    encoding = tokenizer.encode(prompt, add_special_tokens=False)
+    count, room = _count(encoding), length - 2
+    kept, notes = words, []
+    if count > room and count == len(words):
+        kept, cut = words[:room], _listed([word for word, _ in words[room:]])
+        notes.append(f"only the first {room} of {count} words fit, cut: {cut}")
+    elif count > room:
+        start, _ = encoding.offsets[room]
+        kept, cut = _words(tokenizer, prompt[:start]), " ".join(prompt[start:].split())
+        notes.append(f'only the first {room} of {count} tokens fit, cut: "{_short(cut, 60)}"')
     unknown = _unknown(tokenizer, kept, seen)
     if unknown:
-        which = "none of its words is known" if len(unknown) == len(set(kept)) else "unknown"
+        every = len(unknown) == len(dict(kept))
+        which = "none of its words is known" if every else "unknown"
         notes.append(f"{which} to the model: {_listed(unknown)}")
-    return [f'prompt "{_short(" ".join(kept))}": {"; ".join(notes)}'] if notes else []
+    said = _short(" ".join(word for word, _ in kept))
+    return [f'prompt "{said}": {"; ".join(notes)}'] if notes else []
 
 
 def _word_level(vocabulary: dict[str, int]) -> Tokenizer:
@@ -127,12 +172,34 @@ def _word_level(vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
-def _unknown(tokenizer: Tokenizer, words: list[str], seen: Collection[int] | None) -> list[str]:
-    numbers = {word: tokenizer.token_to_id(word) for word in words}
+def _words(tokenizer: Tokenizer, text: str) -> list[tuple[str, list[int]]]:
+    """The words of a text, normalised, each with its ids."""
+    normal, model = tokenizer.normalizer.normalize_str(text), tokenizer.model
+    # Byte pairs come as stand-ins for bytes, so that the word is read from the text.
+    return [
+        (normal[start:end], [token.id for token in model.tokenize(piece)])
+        for piece, (start, end) in tokenizer.pre_tokenizer.pre_tokenize_str(normal)
+    ]
+
+
+def _count(encoding: Encoding) -> int:
+    """How many of the ids are no padding."""
+    return sum(encoding.attention_mask)
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """What stands for every unknown word; None where words are spelt by byte pairs."""
+    return UNKNOWN if isinstance(tokenizer.model, models.WordLevel) else None
+
+
+def _unknown(
+    tokenizer: Tokenizer, words: list[tuple[str, list[int]]], seen: Collection[int] | None
+) -> list[str]:
+    unknown = _unknown_id(tokenizer)
     return [
         word
-        for word, number in numbers.items()
-        if number is None or (seen is not None and number not in seen)
+        for word, ids in dict(words).items()
+        if unknown in ids or (seen is not None and any(number not in seen for number in ids))
     ]
 
 
@@ -143,4 +210,5 @@ def _listed(words: list[str]) -> str:
 
 
 def _short(text: str, limit: int = 30) -> str:
+    text = "".join(character for character in text if character.isprintable())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -18,12 +18,8 @@ def test_noise_free_distillation_keeps_the_image_term_where_there_is_little_nois
     ratios = np.array([0.1, 0.56, 0.58, 5.0])
     t = jnp.asarray(schedule.timestep(ratios), jnp.float32)
     image = jnp.linspace(-1, 1, 4 * 2 * 2).reshape(4, 2, 2, 1)
-    text = TextFeatures(
-        jnp.zeros((4, 3, 2)), jnp.zeros((4, 2)), jnp.zeros((4, 3, 2)), jnp.ones((4, 3), bool)
-    )
-    none = TextFeatures(
-        jnp.zeros((1, 3, 2)), jnp.zeros((1, 2)), jnp.zeros((1, 3, 2)), jnp.ones((1, 3), bool)
-    )
+    text = TextFeatures(jnp.zeros((4, 3, 2)), jnp.zeros((4, 2)), jnp.ones((4, 3), bool))
+    none = TextFeatures(jnp.zeros((1, 3, 2)), jnp.zeros((1, 2)), jnp.ones((1, 3), bool))
     target = distillation.target(
         schedule,
         lambda x_t, t, text: jnp.full_like(x_t, 0.25),  # whatever the caption says

@@ -95,21 +95,35 @@ def test_matches_transformers(activation, prefix):
     }
     state[f"{prefix}embeddings.position_ids"] = np.arange(9)[None]
     config = dataclasses.replace(TINY, activation=activation)
+    before = dataclasses.replace(config, penultimate=True)
     params = params_from_torch(clip_names(state), shapes(config))
-    ours = cast(TextFeatures, jit(TextEncoder(config).apply)({"params": params}, CAPTION))
+
+    @jit
+    def both(params: Any) -> Any:
+        return [TextEncoder(c).apply({"params": params}, CAPTION) for c in (config, before)]
+
+    ours, penultimate = both(params)
 
     assert_close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4)
     assert_close(ours.tokens, expected.last_hidden_state.numpy())
     assert_close(ours.pooled, expected.text_embeds.numpy())
-    assert_close(ours.hidden, expected.hidden_states[-2].numpy())
+    assert_close(penultimate.tokens, expected.hidden_states[-2].numpy())
+    assert_close(penultimate.pooled, expected.text_embeds.numpy())
 
 
 def test_shapes_and_mask(params):
     out = encode(params, CAPTION)
-    chex.assert_shape([out.tokens, out.hidden], (2, 9, 32))
+    chex.assert_shape(out.tokens, (2, 9, 32))
     chex.assert_shape(out.pooled, (2, 24))
     expected = [[True] * 5 + [False] * 4, [True] * 3 + [False] * 6]
     np.testing.assert_array_equal(out.mask, expected)
+
+
+def test_an_unmasked_caption_is_seen_to_the_end_of_its_padding(params):
+    config = dataclasses.replace(TINY, masked=False)
+    out = jax.eval_shape(TextEncoder(config).apply, {"params": params}, CAPTION)
+    assert cast(TextFeatures, out).mask is None
+    assert TINY.masked
 
 
 def test_a_token_does_not_see_later_ones(params):
