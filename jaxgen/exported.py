@@ -33,7 +33,10 @@ def diffusers(loaded: Loaded, folder: Path, dtype: str) -> list[str]:
     networks."""
     config: Any = loaded.config
     if not hasattr(config, "pipeline"):
-        raise UserError(f"{loaded.folder} is a run of {methods.name(config)}, not of diffusion")
+        raise UserError(
+            f"{loaded.folder} is a run of {methods.name(config)}; diffusers opens diffusion in "
+            "codes, and others go --to=safetensors"
+        )
     pipeline = config.pipeline(loaded.weights)
     method = methods.of(config)
     weights = method.merged(config, loaded.weights) if hasattr(method, "merged") else loaded.weights
@@ -92,7 +95,7 @@ def stablehlo(
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (folder / RUNNER).write_text(Path(__file__).with_name("draw.py.txt").read_text(), "utf-8")
     begun = time.monotonic()
-    read = jax.export.deserialize((folder / PROGRAM).read_bytes())
+    read = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
     ready = time.monotonic()
     ids = np.tile(empty, (1, 1)).astype(np.int32)
     np.asarray(jax.jit(read.call)(flat, np.uint32(0), ids))

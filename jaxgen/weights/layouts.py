@@ -14,6 +14,7 @@ from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError
 from jaxgen.models.autoencoder import AutoencoderConfig
 from jaxgen.models.unet import UNetConfig
+from jaxgen.text import tokenizer as words
 from jaxgen.text.encoder import TextConfig
 
 SCHEDULERS = {  # the schedulers of diffusers whose noise levels are ours, and Turbo's among them
@@ -136,8 +137,7 @@ def text(values: Mapping[str, Any], where: str, tokenizer: Tokenizer, pair: bool
             f"{tokenizer.get_vocab_size()} tokens; copy both again"
         )
     projected = any("Projection" in name for name in v["architectures"] or ())
-    start, end = tokenizer.encode("").ids[:2]
-    padding = (tokenizer.padding or {}).get("pad_id", end)
+    marks = words.marks(tokenizer)
     return _built(
         where,
         TextConfig,
@@ -149,9 +149,9 @@ def text(values: Mapping[str, Any], where: str, tokenizer: Tokenizer, pair: bool
         activation=v["hidden_act"],
         mlp=mlp,
         projection=v["projection_dim"] if projected else 0,
-        start_token=start,
-        end_token=end,
-        padding_token=padding,
+        start_token=marks.start,
+        end_token=marks.end,
+        padding_token=marks.padding,
         masked=False,
         penultimate=pair,
     )

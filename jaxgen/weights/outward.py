@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from jaxgen.diffusion.denoiser import SECOND, Denoiser, Weights
 from jaxgen.diffusion.schedule import VARIANCE_PRESERVING
@@ -64,7 +64,10 @@ def save(
     model = pipeline.model
     levels = scheduler(model, pipeline.turbo)
     kind = "StableDiffusionXLPipeline" if model.text_2 else "StableDiffusionPipeline"
-    tokens = clip.save(tokenizer, folder / "tokenizer")
+    length = model.text.length
+    clip.save(tokenizer, folder / "tokenizer", length)
+    pieces = isinstance(tokenizer.model, models.BPE)
+    tokens = "CLIPTokenizer" if pieces else "PreTrainedTokenizerFast"
     parts: dict[str, tuple[str | None, str | None]] = {
         "unet": ("diffusers", "UNet2DConditionModel"),
         "vae": ("diffusers", "AutoencoderKL"),
@@ -85,8 +88,9 @@ def save(
     index: dict[str, Any] = {"_class_name": kind}
     if model.text_2:
         parts["text_encoder_2"] = ("transformers", "CLIPTextModelWithProjection")
+        parts["tokenizer_2"] = ("transformers", tokens)
         second = _padded(tokenizer, model.text_2.padding_token)
-        parts["tokenizer_2"] = ("transformers", clip.save(second, folder / "tokenizer_2"))
+        clip.save(second, folder / "tokenizer_2", length)
         _network(
             folder / "text_encoder_2", TEXT_FILE, text_model(model.text_2), weights["text"][SECOND],
             dtype, _clip_names,
