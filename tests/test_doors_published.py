@@ -1,4 +1,4 @@
-"""From a folder of diffusers to a one-step student and back: ADD, sampled, exported, opened there."""
+"""From a folder of diffusers to a one-step student and back: trained, exported, opened there."""
 
 import functools
 import os

@@ -211,7 +211,7 @@ def sample(
     leads away from the `negative` caption; from no caption where it is None. `start` holds the
     images, or codes, that a sampler of a strength below 1 starts from.
     """
-    b = len(caption)
+    b = caption.shape[0]
     text = encode(config, weights["text"], caption)
     if negative is None:
         away = unconditional(config, weights["text"])
@@ -238,5 +238,5 @@ def _conditions(config: Denoiser, text: TextFeatures) -> tuple[Array, Array | No
     if len(ids):
         width = (config.backbone.added_width - pooled.shape[-1]) // len(ids)
         told = rearrange(timestep_embedding(ids, width), "n c -> (n c)")
-        pooled = jnp.concatenate([pooled, repeat(told, "c -> b c", b=len(pooled))], axis=-1)
+        pooled = jnp.concatenate([pooled, repeat(told, "c -> b c", b=pooled.shape[0])], axis=-1)
     return text.tokens, pooled, text.mask

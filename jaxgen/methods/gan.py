@@ -301,7 +301,7 @@ def sample(
     Image i's latent depends on the key and i, not on the size of the batch or the devices.
     """
     check_sampler(config, sampler)
-    z = jax.random.normal(key, (len(caption), config.model.noise))
+    z = jax.random.normal(key, (caption.shape[0], config.model.noise))
     return to_uint8(draw(config, weights, z, caption))
 
 

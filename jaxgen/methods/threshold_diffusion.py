@@ -150,7 +150,7 @@ def sample(
         return denoiser.predict_x0(model, weights["denoiser"], x_t, t, text)
 
     guided = sampling.guided(denoise, text, empty, sampler.guidance)
-    shape = (len(caption), config.side, config.side, model.backbone.channels)
+    shape = (caption.shape[0], config.side, config.side, model.backbone.channels)
     x0 = corruption.restore(sampler, model.schedule, config.restore, guided, shape, key)
     return to_uint8(x0)
 
