@@ -39,7 +39,7 @@ def read(folder: Path) -> Tokenizer:
 
     It carries the padding that the folder asks for, up to the length that it names: Stable
     Diffusion 1.x pads with the end token, 2.x with "!", whose every mark in a caption then is this
-    token too. A word-level tokenizer comes as its `tokenizer.json` says.
+    token too. A word-level tokenizer is what `tokenizer.json` says.
 
     Raises:
         UserError: a file is missing or broken, or a special token is not in the vocabulary.
@@ -47,7 +47,8 @@ def read(folder: Path) -> Tokenizer:
     try:
         whole, config = _object(folder / _WHOLE), _object(folder / _CONFIG)
         if whole and whole["model"].get("type") == "WordLevel":
-            return Tokenizer.from_file(str(folder / _WHOLE))
+            # transformers saves the length that it last cut to, and marks to be found in captions.
+            return Tokenizer.from_str(json.dumps(whole | {"truncation": None, "added_tokens": []}))
         tokens, others, length = _described(folder, whole, config)
         tokenizer = _byte_pair(*_pairs(folder, whole), tokens[_UNKNOWN].content)
         _add(tokenizer, tokens, others)
