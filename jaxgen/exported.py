@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from jaxgen import config as configs
-from jaxgen import methods
+from jaxgen import methods, standalone
 from jaxgen.errors import UserError
 from jaxgen.stages import Loaded
 from jaxgen.text import tokenizer as words
@@ -93,7 +93,7 @@ def stablehlo(
     facts = {"length": length, "empty": empty.tolist(), "sampler": dataclasses.asdict(sampler),
              "size": config.data.size, "run": loaded.folder.name}  # fmt: skip
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (folder / RUNNER).write_text(Path(__file__).with_name("draw.py.txt").read_text(), "utf-8")
+    (folder / RUNNER).write_text(Path(standalone.__file__).read_text("utf-8"), "utf-8")
     begun = time.monotonic()
     read = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
     ready = time.monotonic()

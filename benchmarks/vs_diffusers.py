@@ -1,0 +1,238 @@
+"""From token ids to pixels by jaxgen and by diffusers: same weights and noise, in one run.
+
+    python -m benchmarks.vs_diffusers --shape=tiny            (CPU)
+    python -m benchmarks.vs_diffusers --shape=sd21 --dtype=bfloat16     (or sdxl; a GPU)
+
+A pipeline of random weights is made by diffusers and saved, and jaxgen opens the folder. Each side
+then does the same work: text encoder, one network call at the last timestep, decoder, uint8. In
+PyTorch without the pipeline's Python around it, eagerly and by torch.compile; in JAX as one
+program. The pictures are compared before anything is timed, and all take turns.
+"""
+
+import dataclasses
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.sampling_latency import RESULTS
+from jaxgen import config as configs
+from jaxgen import methods, stages
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.errors import UserError, reported
+from jaxgen.runtime import mesh as meshes
+
+PROGRAM = "python -m benchmarks.vs_diffusers"
+LEVELS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+          "beta_end": 0.012, "timestep_spacing": "trailing", "steps_offset": 1}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "unet": {"sample_size": 16, "block_out_channels": (64, 128), "layers_per_block": 1,
+                 "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+                 "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+                 "attention_head_dim": [2, 4], "cross_attention_dim": 128},
+        "vae": {"block_out_channels": (32, 64), "layers_per_block": 1},
+        "text": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                 "intermediate_size": 512, "vocab_size": 49408},
+    },
+    "sd21": {
+        "unet": {"sample_size": 64, "attention_head_dim": [5, 10, 20, 20],
+                 "cross_attention_dim": 1024, "use_linear_projection": True},
+        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+        "text": {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16,
+                 "intermediate_size": 4096, "vocab_size": 49408, "hidden_act": "gelu"},
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    shape: Literal["tiny", "sd21"] = "tiny"
+    """Networks to compare: small ones for a CPU, or Stable Diffusion 2.1's at 512 px."""
+    batches: tuple[int, ...] = (1, 8)
+    """Numbers of images drawn at once."""
+    repeats: int = 15
+    """Counted runs of each."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What all compute in."""
+
+    def check(self) -> None:
+        """Raises UserError for what cannot be measured."""
+        if not self.batches or min(self.batches) < 1 or self.repeats < 1:
+            raise UserError("--batches and --repeats must be numbers above 0")
+
+
+def main() -> None:
+    with reported():
+        options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        meshes.prepare(max(options.batches), Path("runs") / ".compiled")
+        with tempfile.TemporaryDirectory() as folder:
+            torch_draws = _torch(Path(folder), options)
+            loaded = stages.read(Path(folder))
+            rows = [row for b in options.batches for row in _rows(loaded, torch_draws, b, options)]
+        device = machine.hardware()
+        report = {
+            "command": shlex.join([*PROGRAM.split(), *sys.argv[1:]]),
+            "hardware": device,
+            "versions": machine.versions(),
+            "shape": options.shape,
+            "dtype": options.dtype,
+            "rows": rows,
+        }
+        out = RESULTS / machine.slug(device["device"], device["count"])
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / f"vs_diffusers_{options.shape}_{options.dtype}.json"
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(f"numbers: {file}")
+
+
+Draw = Callable[[np.ndarray, np.ndarray], Any]
+
+
+def _rows(
+    loaded: stages.Loaded, torch_draws: dict[str, Draw], batch: int, options: Options
+) -> list[dict[str, Any]]:
+    ids = np.random.default_rng(0).integers(1, 49000, (batch, 77)).astype(np.int32)
+    ids[:, 0], ids[:, -1] = 49406, 49407
+    ours, noise = _jaxgen(loaded, ids, options)
+    draws = {"jaxgen": lambda: np.asarray(ours())}
+    for name, draw in torch_draws.items():
+        draws[name] = lambda draw=draw: draw(ids, noise)
+    first: dict[str, float] = {}
+    pictures: dict[str, np.ndarray] = {}
+    for name, draw in draws.items():
+        begun = time.perf_counter()
+        pictures[name] = draw()
+        first[name] = time.perf_counter() - begun
+        draw()
+    worst = {name: int(np.abs(p.astype(int) - pictures["eager"].astype(int)).max())
+             for name, p in pictures.items()}  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in draws}
+    for _ in range(options.repeats):
+        for name, draw in draws.items():
+            begun = time.perf_counter()
+            draw()
+            times[name].append(time.perf_counter() - begun)
+    eager = statistics.median(times["eager"])
+    rows = []
+    for name, runs in times.items():
+        median = statistics.median(runs)
+        rows.append({
+            "batch": batch, "who": name, "seconds_per_image": median / batch,
+            "times_eager": eager / median, "first_call": first[name],
+            "largest_difference": worst[name], "runs": runs,
+        })  # fmt: skip
+        print(f"batch {batch:3}  {name:8} {median / batch:.4f} s/image, "
+              f"{eager / median:.2f} x eager, first call {first[name]:.1f} s, "
+              f"differs by {worst[name]}/255 at most",
+              flush=True)  # fmt: skip
+    return rows
+
+
+def _jaxgen(
+    loaded: stages.Loaded, ids: np.ndarray, options: Options
+) -> tuple[Callable[[], Any], np.ndarray]:
+    """One program that draws, its arguments placed, and the noise that it starts from."""
+    config: Any = loaded.config
+    model = config.model
+    model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, dtype=options.dtype))
+    codec = dataclasses.replace(config.autoencoder, dtype=options.dtype)
+    config = dataclasses.replace(config, model=model, autoencoder=codec)
+    sampler = Sampler(steps=1)
+    mesh = meshes.dividing(len(ids))
+    weights = meshes.put(loaded.weights, meshes.replicated(mesh))
+    if options.dtype == "bfloat16":  # nothing is trained: no one needs the other half
+        weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16) if w.ndim > 1 else w, weights)
+    placed = jax.device_put(ids, meshes.over_batch(mesh))
+    key = jax.random.key(0)
+    sample = methods.of(config).sample
+    program = jax.jit(lambda w, key, ids: sample(config, w, key, ids, sampler))
+    compiled = program.lower(weights, key, placed).compile()
+    shape = (len(ids), config.side, config.side, model.unet.channels)
+    noise = jax.random.normal(jax.random.split(key)[0], shape)
+    return lambda: compiled(weights, key, placed), np.asarray(noise)
+
+
+def _torch(folder: Path, options: Options) -> dict[str, Draw]:
+    """The folder, written; what draws by diffusers' networks, eagerly and compiled."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, options.dtype)
+    shape = SHAPES[options.shape]
+    unet: Any = UNet2DConditionModel(**shape["unet"])
+    levels = len(shape["vae"]["block_out_channels"])
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
+    vae: Any = AutoencoderKL(**shape["vae"], **blocks, scaling_factor=0.5)
+    text: Any = CLIPTextModel(
+        CLIPTextConfig(**shape["text"], bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
+    )
+    _save(folder, unet, vae, text)
+    networks = [part.to(device, dtype).eval() for part in (text, unet, vae)]
+    betas = torch.linspace(LEVELS["beta_start"] ** 0.5, LEVELS["beta_end"] ** 0.5, 1000) ** 2
+    kept = torch.cumprod(1 - betas, 0)[-1]
+    alpha, sigma = kept.sqrt().item(), (1 - kept).sqrt().item()
+
+    def draw(networks: list[Any], ids: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        text, unet, vae = networks
+        with torch.inference_mode():
+            tokens = text(torch.from_numpy(ids).long().to(device)).last_hidden_state
+            x = torch.from_numpy(noise).permute(0, 3, 1, 2).to(device, dtype) * sigma
+            eps = unet(x, torch.tensor(999, device=device), tokens).sample
+            x0 = (x.float() - sigma * eps.float()) / alpha
+            image = vae.decode((x0 / vae.config.scaling_factor).to(dtype)).sample.float()
+            image = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            return image.permute(0, 2, 3, 1).cpu().numpy()
+
+    compiled = [torch.compile(part) for part in networks]
+    return {
+        "eager": lambda ids, noise: draw(networks, ids, noise),
+        "compile": lambda ids, noise: draw(compiled, ids, noise),
+    }
+
+
+def _save(folder: Path, unet: Any, vae: Any, text: Any) -> None:
+    """What `stages.read` needs, with a tokenizer of bytes alone: ids are drawn, not words."""
+    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+        part.save_pretrained(folder / name)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
+    }
+    _write(folder / "model_index.json", index)
+    _write(folder / "scheduler" / "scheduler_config.json",
+           {"_class_name": "EulerAncestralDiscreteScheduler", **LEVELS})  # fmt: skip
+    words = [f"w{n}" for n in range(49406)]
+    vocabulary = {w: n for n, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    _write(folder / "tokenizer" / "vocab.json", vocabulary)
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
