@@ -37,6 +37,8 @@ class Family:
     act: str = "quick_gelu"
     padding: str = "<|endoftext|>"
     unet: tuple[tuple[str, Any], ...] = ()
+    vae: tuple[tuple[str, Any], ...] = ()
+    text: tuple[tuple[str, Any], ...] = ()
     prediction: str = "epsilon"
     pair: bool = False
     turbo: bool = False
@@ -82,24 +84,23 @@ FAMILIES = {
 }
 
 
-def write(folder: Path, family: str, **save: Any) -> Any:
-    """Saves a miniature of the family, by `save` (variant=, max_shard_size=); its pipeline."""
+def write(folder: Path, kind: Family) -> Any:
+    """Saves a miniature of the family; its pipeline."""
     torch.manual_seed(0)
-    kind = FAMILIES[family]
     unet = UNet2DConditionModel(**{
         "sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1,
         "norm_num_groups": 8, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), **dict(kind.unet),
     })  # fmt: skip
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, sample_size=16,
-        scaling_factor=0.5, latent_channels=4,
-    )  # fmt: skip
+    vae = AutoencoderKL(**{
+        "down_block_types": ("DownEncoderBlock2D",) * 2, "block_out_channels": (8, 16),
+        "up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 4, "layers_per_block": 1,
+        "sample_size": 16, "scaling_factor": 0.5, "latent_channels": 4, **dict(kind.vae),
+    })  # fmt: skip
     tokens = tokenizer(kind.padding)
     parts: dict[str, Any] = {
         "unet": unet, "vae": vae, "tokenizer": tokens,
-        "text_encoder": _text(CLIPTextModel, tokens, 16, kind.act),
+        "text_encoder": _text(CLIPTextModel, tokens, 16, kind.act, **dict(kind.text)),
     }  # fmt: skip
     levels = {**LEVELS, "prediction_type": kind.prediction, "timestep_spacing": "trailing"}
     if kind.turbo:
@@ -122,7 +123,7 @@ def write(folder: Path, family: str, **save: Any) -> Any:
                 for weight in part.parameters():
                     weight += 0.05 * torch.randn(weight.shape)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder, **save)
+    pipeline.save_pretrained(folder)
     return pipeline
 
 
@@ -150,10 +151,10 @@ def _learnt() -> tuple[dict[str, int], list[Any]]:
 
 
 def _text(kind: Any, tokens: CLIPTokenizer, width: int, act: str, **more: Any) -> Any:
-    config = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=width, intermediate_size=2 * width,
-        num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=77, hidden_act=act,
-        bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id, **more,
-    )  # fmt: skip
+    config = CLIPTextConfig(**{
+        "vocab_size": len(tokens), "hidden_size": width, "intermediate_size": 2 * width,
+        "num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 77,
+        "hidden_act": act, "bos_token_id": tokens.bos_token_id,
+        "eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id, **more,
+    })  # fmt: skip
     return kind(config)

@@ -41,7 +41,7 @@ config = Add(
 def student(tmp_path_factory) -> Path:
     """A folder with a published teacher, its student in runs/student, exported to student/."""
     folder = tmp_path_factory.mktemp("published")
-    published.write(folder / "teacher", "sd15")
+    published.write(folder / "teacher", published.FAMILIES["sd15"])
     (folder / "config.py").write_text(CONFIG)
     (folder / "pictures").mkdir()
     rng = np.random.default_rng(0)

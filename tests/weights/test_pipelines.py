@@ -13,6 +13,8 @@ import pytest
 import torch
 from einops import rearrange
 from flax.traverse_util import flatten_dict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jaxgen import methods, stages
@@ -36,7 +38,7 @@ def folder(tmp_path_factory):
     @functools.cache
     def write(family: str):
         path = tmp_path_factory.mktemp("published") / family
-        return path, published.write(path, family)
+        return path, published.write(path, published.FAMILIES[family])
 
     return write
 
@@ -54,18 +56,77 @@ def folder(tmp_path_factory):
 )
 def test_draws_what_diffusers_draws(folder, monkeypatch, family, sampler, negative):
     path, theirs = folder(family)
+    ours, expected = _both(monkeypatch, path, theirs, PROMPTS, sampler, negative)
+    np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
+    if sampler.steps == 20:  # the caption says something
+        assert np.abs(expected[0] - expected[1]).max() > 5 / 255
+
+
+@st.composite
+def families(draw) -> published.Family:
+    """Any small member: the tests above have one shape each."""
+    levels = draw(st.integers(2, 3))
+    widths = [4 * draw(st.integers(2, 5)) for _ in range(levels)]
+    attends = [*(draw(st.booleans()) for _ in range(levels - 1)), draw(st.booleans())]
+    down = [f"{'CrossAttn' if attend else ''}DownBlock2D" for attend in attends]
+    up = [f"{'CrossAttn' if attend else ''}UpBlock2D" for attend in attends[::-1]]
+    text = 4 * draw(st.integers(2, 6))
+    return published.Family(
+        act=draw(st.sampled_from(["quick_gelu", "gelu"])),
+        padding=draw(st.sampled_from(["!", "<|endoftext|>"])),
+        prediction=draw(st.sampled_from(["epsilon", "v_prediction"])),
+        unet=(
+            ("block_out_channels", tuple(widths)),
+            ("down_block_types", tuple(down)),
+            ("up_block_types", tuple(up)),
+            ("layers_per_block", draw(st.integers(1, 2))),
+            ("norm_num_groups", 4),
+            ("attention_head_dim", [draw(st.sampled_from([1, 2, 4])) for _ in widths]),
+            ("transformer_layers_per_block", [draw(st.integers(1, 2)) for _ in widths]),
+            ("use_linear_projection", draw(st.booleans())),
+            ("cross_attention_dim", text),
+        ),
+        vae=(
+            ("block_out_channels", (4 * draw(st.integers(1, 4)), 4 * draw(st.integers(1, 4)))),
+            ("layers_per_block", draw(st.integers(1, 2))),
+            ("scaling_factor", draw(st.floats(0.1, 1.0))),
+            ("mid_block_add_attention", draw(st.booleans())),
+        ),
+        text=(
+            ("hidden_size", text),
+            ("num_hidden_layers", draw(st.integers(1, 3))),
+            ("num_attention_heads", draw(st.sampled_from([1, 2, 4]))),
+            ("intermediate_size", text * draw(st.integers(1, 4))),
+        ),
+    )
+
+
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@given(kind=families(), batch=st.integers(1, 3))
+def test_any_shape_draws_what_diffusers_draws(tmp_path_factory, monkeypatch, kind, batch):
+    path = tmp_path_factory.mktemp("any")
+    theirs = published.write(path, kind)
+    prompts = ["a red heart", "lemons", "un cœur"][:batch]
+    ours, expected = _both(monkeypatch, path, theirs, prompts, Sampler(steps=1), "")
+    np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
+
+
+def _both(monkeypatch, path, theirs, prompts, sampler, negative):
+    """What jaxgen and diffusers draw from the same noise, as shares of white."""
     loaded = stages.read(path)
     config, method = loaded.config, methods.of(loaded.config)
     key = jax.random.key(3)
-    ids = words.encode(loaded.tokenizer, PROMPTS, config.caption_length)
+    ids = words.encode(loaded.tokenizer, prompts, config.caption_length)
     more = {}
     if negative:
-        more["negative"] = words.encode(loaded.tokenizer, [negative] * 2, config.caption_length)
+        negatives = [negative] * len(prompts)
+        more["negative"] = words.encode(loaded.tokenizer, negatives, config.caption_length)
     program = jax.jit(functools.partial(method.sample, config), static_argnums=3)
     ours = np.asarray(program(loaded.weights, key, ids, sampler, **more))
 
     noise_key, sampler_key = jax.random.split(key)
-    draws = [jax.random.normal(noise_key, (2, 8, 8, 4))]
+    side = config.side
+    draws = [jax.random.normal(noise_key, (len(prompts), side, side, 4))]
     draws += [
         jax.random.normal(jax.random.fold_in(sampler_key, i), draws[0].shape)
         for i in range(sampler.steps)
@@ -79,17 +140,15 @@ def test_draws_what_diffusers_draws(folder, monkeypatch, family, sampler, negati
         lambda *_, **__: next(later),
     )
     expected = theirs(
-        PROMPTS,
-        negative_prompt=[negative] * 2 if negative else None,
+        prompts,
+        negative_prompt=[negative] * len(prompts) if negative else None,
         num_inference_steps=sampler.steps,
         guidance_scale=sampler.guidance,
         latents=first,
         output_type="np",
     ).images
     assert expected.std() > 0.02
-    np.testing.assert_allclose(ours / 255, expected, atol=1.01 / 255)
-    if sampler.steps == 20:  # the caption says something
-        assert np.abs(expected[0] - expected[1]).max() > 5 / 255
+    return ours / 255, expected
 
 
 def test_every_way_of_saving_reads_the_same(folder, tmp_path):
