@@ -30,8 +30,8 @@ config = Add(
     ),
     autoencoder=dataclasses.replace(SD_AUTOENCODER, dtype="bfloat16", remat="blocks"),
     spacing="turbo",
-    # The paper's judge sees by DINOv2; these are the only eyes that there are.
-    judge=JudgeConfig(taps=(2, 4, 10, 15), resize=224, augment=("translation", "cutout")),
+    # DINOv2 ViT-S/14 as the paper's judge, if --judge.weights names the file; else EfficientNet.
+    judge=JudgeConfig(features="", resize=224, dtype="bfloat16", augment=("translation", "cutout")),
     mesh=Mesh(data=1, fsdp=-1),
     train=Train(steps=4000, batch=16, ema=0.999, sample_every=500, checkpoint_every=250),
     optimizer=Optimizer(learning_rate=1e-5, warmup=100, b1=0.9, b2=0.999, weight_decay=0.01),
