@@ -4,6 +4,7 @@ Nothing can be trained by it yet: no published weights are read, so there is no 
 its captions would need CLIP's tokenizer. What stands here are the shapes, for the plan.
 
 Command:  python -m jaxgen.plan --config=add_sd21, with --topology=v5e:4x4 for instance
+          (--judge.features=dinov2-vits14: with the paper's judge, whose weights no plan needs)
 """
 
 import dataclasses
