@@ -126,5 +126,8 @@ def _renamed(state: Mapping[str, np.ndarray], patterns) -> dict[str, np.ndarray]
 
 
 def _shapes(config: VitConfig) -> dict[str, Any]:
-    image = jnp.zeros((1, config.size, config.size, 3))
-    return jax.eval_shape(ViT(config).init, jax.random.key(0), image)["params"]
+    def init() -> dict[str, Any]:  # traced: a plan is read before devices may be counted
+        image = jnp.zeros((1, config.size, config.size, 3))
+        return ViT(config).init(jax.random.key(0), image)
+
+    return jax.eval_shape(init)["params"]

@@ -1,6 +1,9 @@
 """DINOv2's file for the judge: whoever named its tensors, and one line where it does not serve."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,26 @@ def test_both_namings_are_the_same_network(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     del fused["mask_token"]  # timm leaves it out
     vit.load_dinov2_vits14(saved(tmp_path / "c.safetensors", fused))
+
+
+EARLY = """
+import dataclasses, sys, jax
+from jaxgen.weights import vit
+small = {"patch": 4, "width": 8, "depth": 2, "heads": 2, "size": 16}
+vit.DINOV2_VIT_S = dataclasses.replace(vit.DINOV2_VIT_S, **small)
+vit.load_dinov2_vits14(sys.argv[1])
+jax.config.update("jax_num_cpu_devices", 3)
+assert len(jax.devices()) == 3
+"""
+
+
+def test_the_file_is_read_before_devices_are_counted(tmp_path: Path) -> None:
+    """As a plan is, and JAX takes no number of devices any more once it has some."""
+    file = saved(tmp_path / "a.safetensors", transformers())
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", EARLY, file]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 @pytest.mark.parametrize(
