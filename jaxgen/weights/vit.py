@@ -126,7 +126,7 @@ def _renamed(state: Mapping[str, np.ndarray], patterns) -> dict[str, np.ndarray]
 
 
 def _shapes(config: VitConfig) -> dict[str, Any]:
-    def init() -> dict[str, Any]:  # traced: a plan is read before devices may be counted
+    def init() -> Any:  # traced: a plan is read before devices may be counted
         image = jnp.zeros((1, config.size, config.size, 3))
         return ViT(config).init(jax.random.key(0), image)
 
