@@ -233,7 +233,10 @@ def _frozen(config: Experiment) -> Any:
     shapes = jax.eval_shape(functools.partial(methods.of(config).frozen_shapes, config))
     rng = np.random.default_rng(0)
     drawn = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes)
-    return drawn | ({"eyes": load_efficientnet_lite0()} if "eyes" in drawn else {})
+    if "eyes" in drawn:
+        real = jax.tree.leaves(load_efficientnet_lite0())
+        drawn["eyes"] = jax.tree.unflatten(jax.tree.structure(drawn["eyes"]), real)
+    return drawn
 
 
 def _batch() -> dict[str, np.ndarray]:

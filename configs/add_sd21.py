@@ -1,7 +1,8 @@
 """ADD of Stable Diffusion 2.1 base at 512 px, as SD-Turbo was made, on your own pictures.
 
 Command:  python -m jaxgen.train --config=add_sd21 --teacher=FOLDER --data.name=imagefolder:PICTURES
-          FOLDER holds the published weights in diffusers' layout.
+          FOLDER holds the published weights in diffusers' layout;
+          --judge.weights=FILE, those of DINOv2 ViT-S/14, is the paper's judge.
 Hardware: a TPU slice or GPUs of 16 GB or more each; python -m jaxgen.plan --config=add_sd21
           --topology=v5e:4x4 says what it needs of them.
 Result:   not trained yet: no published weights were at hand. The whole path, from a folder of
@@ -32,8 +33,8 @@ config = Add(
     ),
     autoencoder=dataclasses.replace(SD_AUTOENCODER, dtype="bfloat16", remat="blocks"),
     spacing="turbo",
-    # The paper's judge sees by DINOv2; these are the only eyes that there are.
-    judge=JudgeConfig(taps=(2, 4, 10, 15), resize=224, augment=("translation", "cutout")),
+    # DINOv2 ViT-S/14 as the paper's judge, if --judge.weights names the file; else EfficientNet.
+    judge=JudgeConfig(features="", resize=224, dtype="bfloat16", augment=("translation", "cutout")),
     mesh=Mesh(data=1, fsdp=-1),
     train=Train(steps=4000, batch=16, ema=0.999, sample_every=500, checkpoint_every=250),
     optimizer=Optimizer(learning_rate=1e-5, warmup=100, b1=0.9, b2=0.999, weight_decay=0.01),

@@ -42,9 +42,10 @@ class Options:
     """Sampling steps, such as 50,8,4,2,1; for each run its method's own by default."""
     guidance: float | None = None
     """Classifier-free guidance; the method's own by default (a student needs none: 1)."""
-    features: str = "shipped:classifier"
+    features: str = ""
     """Who grades: the folder of a classifier, shipped:classifier, efficientnet-lite0, inception,
-    inception-legacy, dinov2-vitl14 or clip-vitl14-336."""
+    inception-legacy, dinov2-vitl14 or clip-vitl14-336; by default shipped:classifier, or
+    efficientnet-lite0 for a run that a classifier judged in training."""
     weights: str = ""
     """File of the grader's weights, for those that do not come with jaxgen."""
     own_eyes: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen import cli, methods
+from jaxgen import cli, methods, stages
 from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.errors import reported
@@ -159,7 +159,7 @@ def _resolved(config: Experiment) -> tuple[Any, Any]:
 def _arguments(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, State]:
     """Shapes of the frozen networks and the state, each where the loop would put it."""
     method = methods.of(config)
-    frozen = jax.eval_shape(functools.partial(method.frozen_shapes, config))
+    frozen = stages.frozen_shapes(config)
     frozen = meshes.shaped(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
 
     def init(frozen: Any) -> State:

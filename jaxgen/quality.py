@@ -27,11 +27,13 @@ from jaxgen.metrics.bootstrap import NORMAL_95
 from jaxgen.metrics.measures import LEAST, Estimate, Pictures, Real, likeness, measures
 from jaxgen.metrics.networks import FeatureNetwork
 from jaxgen.metrics.resize import bicubic
+from jaxgen.models.eyes import EFFICIENTNET, NETWORKS
 from jaxgen.runtime import mesh as meshes
 from jaxgen.stages import Loaded
 from jaxgen.text import tokenizer as words
 
 TRAINING, HELD_OUT = "training", "held-out"
+CLASSIFIER = "shipped:classifier"
 BATCH = 64  # images that are drawn at once
 
 
@@ -72,19 +74,30 @@ def grader(
 ) -> FeatureNetwork:
     """The feature network called `name`: one of `networks.NETWORKS`, or a classifier's run folder.
 
+    Without a name the shipped classifier; where a classifier judged, EfficientNet-Lite0.
+
     Raises `UserError` where there is no such network, and where one of the runs was trained by its
     verdict, unless `own_eyes`: then its title says so.
     """
+    judges = [stages.judged_by(loaded.config) for loaded in runs]
+    if not name:
+        name = EFFICIENTNET if any(found - set(NETWORKS) for found in judges) else CLASSIFIER
     if name in networks.NETWORKS:
-        network = networks.open_network(name, weights)
+        network, same = networks.open_network(name, weights), {name}
     else:
         if weights:
             raise UserError(f"--weights {weights} goes with {', '.join(networks.NETWORKS)}")
-        network = _classifier(name)
-    judged = [loaded.folder for loaded in runs if name in stages.judged_by(loaded.config)]
+        network, same = _classifier(name), stages.known_by(name) | {stages.GONE}
+    judged = [
+        (loaded.folder, found & same)
+        for loaded, found in zip(runs, judges, strict=True)
+        if found & same
+    ]
     if judged and not own_eyes:
+        folder, shared = judged[0]
+        gone = "a run whose folder is gone, perhaps " if shared == {stages.GONE} else ""
         raise UserError(
-            f"{judged[0]} was trained by the verdict of {name}, which would flatter it; "
+            f"{folder} was trained by the verdict of {gone}{name}, which would flatter it; "
             "choose other --features, or go on with --own-eyes"
         )
     if judged:

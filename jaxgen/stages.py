@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax.errors import ScopeParamNotFoundError, ScopeParamShapeError
 from tokenizers import Tokenizer
 
@@ -23,15 +24,19 @@ from jaxgen import methods
 from jaxgen.config import Experiment
 from jaxgen.data.source import digest
 from jaxgen.errors import UserError
+from jaxgen.models import eyes
 from jaxgen.runtime import run
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.text import tokenizer as words
 from jaxgen.weights import files, hub, pipelines
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
+from jaxgen.weights.vit import load_dinov2_vits14
 
 SHIPPED, TRAIN = "shipped", "train"
 _PRETRAINED = Path(jaxgen.__file__).parent / "pretrained"
-FEATURES: dict[str, Callable[[], Any]] = {"efficientnet-lite0": load_efficientnet_lite0}
+FEATURES: dict[str, Callable[[], Any]] = {eyes.EFFICIENTNET: load_efficientnet_lite0}
+FROM_FILE: dict[str, Callable[[str], Any]] = {eyes.DINOV2: load_dinov2_vits14}
+GONE = "a run whose folder is gone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +74,8 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
     before: list[Stage] = []
     sources: dict[str, Path | str] = {}
     for name, value in config.roles().items():
-        if name == "features" and value in FEATURES:
-            sources[name] = value
+        if name == "features":
+            sources[name] = _features(config, value)
         elif value == TRAIN or value in configs.known():
             first = (
                 configs.load(value)
@@ -97,6 +102,17 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             )
     run.refuse_other(config, methods.name(config))
     return [*before, Stage(role, config, sources)]
+
+
+def _features(config: Experiment, value: str) -> Path | str:
+    """Where the feature network called `value` comes from; a file of weights is read at once."""
+    if value in FROM_FILE:
+        FROM_FILE[value](config.weights_file("features"))
+    if value in (*FEATURES, *FROM_FILE):
+        return value
+    folder = run_folder(value)
+    config.accept("features", _config(folder), str(folder))
+    return folder
 
 
 def shipped(name: str) -> Path:
@@ -183,10 +199,18 @@ def parameters(stage: Stage) -> dict[str, int]:
     """
     config: Any = stage.config.resolved(words.build().get_vocab_size(), 2)
     method = methods.of(config)
-    frozen = jax.eval_shape(functools.partial(method.frozen_shapes, config))
+    frozen = frozen_shapes(config)
     state = jax.eval_shape(functools.partial(method.init, config), frozen, jax.random.key(0))
     counts = {name: _count(tree) for name, tree in state.params.items()}
     return counts | {f"{name} (frozen)": _count(tree) for name, tree in frozen.items()}
+
+
+def frozen_shapes(config: Experiment) -> Any:
+    """A tree of the shapes of what the config's method freezes; a run that it sees by is read."""
+    value = config.roles().get("features", eyes.EFFICIENTNET)
+    named = value in (*FEATURES, *FROM_FILE)
+    found = {} if named else {"features": read(run_folder(value))}
+    return jax.eval_shape(functools.partial(methods.of(config).frozen_shapes, config, **found))
 
 
 def _count(tree: Any) -> int:
@@ -205,13 +229,18 @@ def _config(folder: Path) -> Experiment:
     return configs.from_json(kind, json.dumps(values), str(folder / run.CONFIG))
 
 
-def fingerprint(filled: dict[str, Any], data: str) -> str:
-    """`data`, the fingerprint of the pictures, changed by any change of the weights built on."""
-    parts = [
-        role.encode() + _content(found.folder)
-        for role, found in sorted(filled.items())
-        if isinstance(found, Loaded)
-    ]
+def fingerprint(config: Experiment, filled: dict[str, Any], data: str) -> str:
+    """`data`, the fingerprint of the pictures, changed by any change of the weights built on.
+
+    Those that come with jaxgen's own packages are not among them.
+    """
+    parts = []
+    for role, found in sorted(filled.items()):
+        if isinstance(found, Loaded):
+            parts.append(role.encode() + _content(found.folder))
+        elif config.weights_file(role):  # its values: not its place, nor whose names it uses
+            leaves = [np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(found)]
+            parts.append(role.encode() + b"".join(leaves))
     return digest(data.encode(), *parts) if parts else data
 
 
@@ -227,16 +256,34 @@ def _content(folder: Path) -> bytes:
 
 
 def judged_by(config: Experiment) -> set[str]:
-    """What judged the run while it was trained, or anything that it builds on: names, folders."""
-    eyes: set[str] = set()
+    """What judged the run while it was trained, or anything that it builds on, as `known_by`.
+
+    Among it `GONE` where that was a run whose folder is not there any more.
+    """
+    judges: set[str] = set()
     for role, value in config.roles().items():
         if role == "features":
-            eyes.add(value)
+            judges |= known_by(value) or {GONE}
         elif (Path(value) / run.CONFIG).is_file():
-            eyes |= judged_by(_config(Path(value)))
+            judges |= judged_by(_config(Path(value)))
         elif value in configs.known():
-            eyes |= judged_by(configs.load(value))
-    return eyes
+            judges |= judged_by(configs.load(value))
+    return judges
+
+
+def known_by(value: str) -> set[str]:
+    """What any two mentions of a feature network share: its name or, of a run, folder or weights.
+
+    Nothing where the run's folder is gone.
+    """
+    if value in (*FEATURES, *FROM_FILE):
+        return {value}
+    folder = run_folder(value)
+    if not (folder / run.CONFIG).is_file():
+        return set()
+    weights = folder / run.WEIGHTS
+    copies = {digest(weights.read_bytes())} if weights.is_file() else set[str]()
+    return {str(folder.resolve()), *copies}
 
 
 def fill(stage: Stage) -> dict[str, Any]:
@@ -244,7 +291,11 @@ def fill(stage: Stage) -> dict[str, Any]:
     filled: dict[str, Any] = {}
     for role, source in stage.sources.items():
         if isinstance(source, str):
-            filled[role] = FEATURES[source]()
+            filled[role] = (
+                FEATURES[source]()
+                if source in FEATURES
+                else FROM_FILE[source](stage.config.weights_file(role))
+            )
         else:
             filled[role] = read(source)
     return filled

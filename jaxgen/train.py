@@ -86,7 +86,7 @@ def _train(stage: Stage) -> None:
     frozen = method.frozen(config, filled)
     beside = _once(config, method, frozen, learnt)
     frozen = meshes.put(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
-    fingerprint = stages.fingerprint(filled, learnt.fingerprint)
+    fingerprint = stages.fingerprint(config, filled, learnt.fingerprint)
     description = (config, methods.name(config), tokenizer, source.labels, fingerprint)
     with (
         run.opened(*description) as folder,

@@ -14,6 +14,8 @@ from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.methods.add import Add
 from jaxgen.methods.diffusion import Diffusion
 from jaxgen.models.dit import DiTConfig
+from jaxgen.models.efficientnet import EfficientNetLite0
+from jaxgen.models.eyes import Eyes
 from jaxgen.models.judge import JudgeConfig
 from jaxgen.models.unet import UNetConfig
 from jaxgen.text.encoder import TextConfig
@@ -97,5 +99,5 @@ def frozen() -> dict[str, Any]:
     return {
         "teacher": weights["denoiser"],
         "text": weights["text"],
-        "eyes": load_efficientnet_lite0(),
+        "eyes": Eyes(EfficientNetLite0(), load_efficientnet_lite0()["params"]),
     }

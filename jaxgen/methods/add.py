@@ -7,6 +7,7 @@ over tokens, so that neither weight depends on the size of the image.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -14,13 +15,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgen import optimizer
-from jaxgen.config import Optimizer
+from jaxgen import methods, optimizer
+from jaxgen.config import Experiment, Optimizer
 from jaxgen.diffusion import denoiser, distillation
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.diffusion.distillation import Weighting
 from jaxgen.errors import UserError
+from jaxgen.methods import classifier
+from jaxgen.methods.classifier import Classifier
 from jaxgen.methods.distilled import (
     Distilled,
     first_student,
@@ -33,9 +36,10 @@ from jaxgen.methods.distilled import (
     weights,
 )
 from jaxgen.methods.text_to_image import check_sampler, clean, decoded, once, sample, seen_words
+from jaxgen.models import eyes as eyesight
 from jaxgen.models import judge as judges
-from jaxgen.models.augment import POLICIES, diffaug, resize_area
-from jaxgen.models.efficientnet import EfficientNetLite0
+from jaxgen.models.augment import POLICIES, diffaug
+from jaxgen.models.eyes import Eyes
 from jaxgen.models.judge import Judge, JudgeConfig
 from jaxgen.state import Batch, Metrics, State, moving_average, stream
 from jaxgen.text.encoder import TextFeatures
@@ -80,19 +84,30 @@ class Add(Distilled):
     """γ, the weight of the gradient penalty on the features of real images."""
 
     def roles(self) -> dict[str, str]:
-        return {"teacher": self.teacher, "features": self.judge.features}
+        return {"teacher": self.teacher, "features": self.judge.eyes}
+
+    def weights_file(self, role: str) -> str:
+        return self.judge.weights if role == "features" else ""
+
+    def accept(self, role: str, other: Experiment, where: str) -> None:
+        if role != "features":
+            super().accept(role, other, where)
+        elif isinstance(other, Classifier):
+            seen = classifier.network(other)
+            eyesight.check(f"the classifier {where}", seen, self.judge.taps, self.judge.resize)
+        else:
+            raise UserError(
+                f"--judge.features {where} is a run of {methods.name(other)}, no classifier; the "
+                "judge cannot see by it"
+            )
 
     def check(self) -> None:
         super().check()
         self.judge_optimizer.check("judge-optimizer")
-        if self.judge.features not in judges.FEATURES:
-            known = ", ".join(judges.FEATURES)
-            raise UserError(f"--judge.features {self.judge.features!r} is unknown; known: {known}")
+        self.judge.check()
         if unknown := set(self.judge.augment) - set(POLICIES):
             raise UserError(f"--judge.augment {min(unknown)!r} is none of {', '.join(POLICIES)}")
-        if self.judge.resize < 16:
-            raise UserError(f"--judge.resize is {self.judge.resize}; give 16 pixels or more")
-        if self.teacher in judges.FEATURES:
+        if self.teacher in eyesight.NETWORKS:
             raise UserError(f"--teacher {self.teacher!r} is a feature network, no diffusion model")
         low, high = self.teacher_range
         if not 0 <= low < high <= 1:
@@ -107,13 +122,19 @@ class Add(Distilled):
 
 def frozen(config: Add, filled: dict[str, Any]) -> dict[str, Any]:
     """The teacher's two networks and the judge's eyes, from the networks found for the roles."""
-    return {**frozen_teacher(config, filled), "eyes": filled["features"]}
+    return {**frozen_teacher(config, filled), "eyes": _eyes(config, filled["features"])}
 
 
-def frozen_shapes(config: Add) -> dict[str, Any]:
-    """A tree of the shapes of `frozen`, for planning."""
-    image = jnp.zeros((1, config.judge.resize, config.judge.resize, 3))
-    eyes = EfficientNetLite0().init(jax.random.key(0), image)
+def frozen_shapes(config: Add, features: Any = None) -> dict[str, Any]:
+    """A tree of the shapes of `frozen`, for planning.
+
+    `features` is the classifier found for that role, whose shape nothing in the config says.
+    """
+    if features is not None:
+        eyes = _eyes(config, features)
+    else:
+        network = eyesight.NETWORKS[config.judge.eyes]
+        eyes = eyesight.fresh(network, config.judge.resize, jax.random.key(0))
     return {**teacher_shapes(config), "eyes": eyes}
 
 
@@ -311,16 +332,25 @@ def verdicts(
     return Judge(config.judge).apply({"params": params}, features, *conditions)  # pyright: ignore[reportReturnType]
 
 
-def look(config: Add, eyes: Any, image: Images) -> tuple[Features, Float[Array, "b d"]]:
-    """What the judge's frozen eyes see: tokens at each tap, and one vector for the whole image.
+def look(config: Add, eyes: Eyes, image: Images) -> tuple[Features, Float[Array, "b d"]]:
+    """What the judge's frozen eyes see: tokens at each tap, and one vector for the whole image."""
+    return eyesight.look(eyes, image, config.judge.taps, config.judge.resize, config.judge.dtype)
 
-    The vector stands in for the class token that a ViT has: the mean of the last tap's tokens,
-    standardised, so that neither it nor the caption's vector drowns the other in the heads.
-    """
-    image = resize_area(image, config.judge.resize)
-    maps: Any = EfficientNetLite0().apply(eyes, image, config.judge.taps, method="features")
-    tokens = [rearrange(m, "b h w c -> b (h w) c") for m in maps]
-    return tokens, jax.nn.standardize(tokens[-1].mean(1))
+
+def _eyes(config: Add, found: Any) -> Eyes:
+    """Eyes from what was found for the role: a network's variables, or a classifier's run."""
+    name = config.judge.eyes
+    if name in eyesight.NETWORKS:
+        return Eyes(eyesight.NETWORKS[name], found["params"])
+    eyes = Eyes(classifier.network(found.config), found.weights)
+    fresh = functools.partial(eyesight.fresh, eyes.network, config.judge.resize)
+    expected = jax.eval_shape(fresh, jax.random.key(0))
+    if jax.tree.map(jnp.shape, eyes) != jax.tree.map(jnp.shape, expected):
+        raise UserError(
+            f"the weights in {found.folder} do not fit the config.json beside them; copy both "
+            "from one run"
+        )
+    return eyes
 
 
 def _optimizers(config: Add) -> dict[str, Any]:

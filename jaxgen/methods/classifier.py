@@ -79,7 +79,7 @@ def init(config: Classifier, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the classifier."""
     del frozen
     image = jnp.zeros((1, config.data.size, config.data.size, 3))
-    params = {"classifier": _network(config).init(key, image)["params"]}
+    params = {"classifier": network(config).init(key, image)["params"]}
     adamw = optimizer.build(config.optimizer, config.train)
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -99,7 +99,7 @@ def train_step(
         image = mirrored(stream(config.seed, state.step, "flip"), image)
     image = diffaug(stream(config.seed, state.step, "augment"), image, config.augment)
     target = optax.smooth_labels(
-        jax.nn.one_hot(batch["label"], _network(config).config.classes), config.label_smoothing
+        jax.nn.one_hot(batch["label"], network(config).config.classes), config.label_smoothing
     )
     if config.mixup:
         image, target = _mixed(config, stream(config.seed, state.step, "mixup"), image, target)
@@ -132,6 +132,14 @@ def logits(
     return _seen(config, params, image).logits
 
 
+def network(config: Classifier) -> ResNet | VitClassifier:
+    """The network that the config names; a transformer's positions are for the data's size."""
+    if config.network == "resnet":
+        return ResNet(config.resnet)
+    size = config.vit.size or config.data.size
+    return VitClassifier(dataclasses.replace(config.vit, size=size))
+
+
 def weights(config: Classifier, state: State, frozen: Any) -> Any:
     """What classifying needs, averaged over training."""
     del config, frozen
@@ -155,12 +163,8 @@ def predict(config: Classifier, weights: Any, image: Array) -> Float[Array, "b c
     return jnp.mean(jnp.stack([jax.nn.softmax(logits(config, weights, v)) for v in views]), 0)
 
 
-def _network(config: Classifier) -> ResNet | VitClassifier:
-    return VitClassifier(config.vit) if config.network == "vit" else ResNet(config.resnet)
-
-
 def _seen(config: Classifier, params: Any, image: Float[Array, "b h w 3"]) -> Features:
-    return _network(config).apply({"params": params}, image)  # pyright: ignore[reportReturnType]
+    return network(config).apply({"params": params}, image)  # pyright: ignore[reportReturnType]
 
 
 def _mixed(

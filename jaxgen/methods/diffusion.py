@@ -32,7 +32,7 @@ from jaxgen.methods.text_to_image import (
     frozen_codec,
     once,
 )
-from jaxgen.models import judge, lora
+from jaxgen.models import eyes, lora
 from jaxgen.models.lora import WORDS, Lora
 from jaxgen.state import Batch, Metrics, State, moving_average, stream
 from jaxgen.weights.pipelines import Pipeline
@@ -98,7 +98,7 @@ class Diffusion(TextToImage):
         super().check()
         if not 0.0 <= self.drop_caption <= 1.0:
             raise UserError(f"--drop-caption is {self.drop_caption}; give a share from 0 to 1")
-        if self.init_from == "train" or self.init_from in (*configs.known(), *judge.FEATURES):
+        if self.init_from == "train" or self.init_from in (*configs.known(), *eyes.NETWORKS):
             raise UserError(
                 f"--init-from {self.init_from!r} trains nothing first: give the folder of a "
                 "finished diffusion run, such as runs/diffusion, or shipped"

@@ -23,6 +23,7 @@ from jaxgen import optimizer
 from jaxgen.config import Experiment, Optimizer
 from jaxgen.diffusion import codec as codecs
 from jaxgen.errors import UserError
+from jaxgen.models import eyes
 from jaxgen.models import judge as judges
 from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig, Posterior
 from jaxgen.models.efficientnet import BLOCKS, EfficientNetLite0
@@ -84,9 +85,8 @@ class Vae(Experiment):
                 f"which --autoencoder.patch {self.autoencoder.patch} and "
                 f"{len(self.autoencoder.block_out)} levels need"
             )
-        if self.perceptual and self.features not in judges.FEATURES:
-            known = ", ".join(judges.FEATURES)
-            raise UserError(f"--features {self.features!r} is unknown; known: {known}")
+        if self.perceptual and self.features != eyes.EFFICIENTNET:
+            raise UserError(f"--features {self.features!r} is unknown; known: {eyes.EFFICIENTNET}")
         if self.perceptual and not (self.taps and set(self.taps) <= set(range(len(BLOCKS)))):
             raise UserError(f"--taps is {self.taps}; give blocks of {self.features}: 0 to 15")
         if self.adversarial and self.data.size < self.discriminator.smallest:

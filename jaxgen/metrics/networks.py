@@ -21,13 +21,12 @@ from jaxgen.errors import UserError
 from jaxgen.metrics.resize import bicubic, bilinear_tf1
 from jaxgen.models.efficientnet import BLOCKS, EfficientNetLite0
 from jaxgen.models.inception import Inception
-from jaxgen.models.vit import CLIP_VIT_L_336, DINOV2_VIT_L, ViT
+from jaxgen.models.vit import CLIP_VIT_L_336, DINOV2_VIT_L, IMAGENET, ViT
 from jaxgen.weights import files
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
 from jaxgen.weights.inception import load_inception
 from jaxgen.weights.vit import clip_params, dinov2_params
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of RGB in [0, 1]
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 

@@ -238,4 +238,4 @@ def _window(x, i: int, j: int, shape: tuple[int, ...], stride: int):
 
 
 def _relu6(x):
-    return lax.clamp(0.0, x, 6.0)
+    return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6.0, x.dtype))

@@ -7,6 +7,7 @@ estimated afresh in each call, and batch statistics are never kept.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -16,11 +17,13 @@ from einops import einsum, rearrange, reduce
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxgen.errors import UserError
+from jaxgen.models import eyes
+
 Tokens = Float[Array, "b n c"]
 Logits = Float[Array, "b n"]
 Conditions = dict[str, Float[Array, "b d"]]
 GROUP = 8
-FEATURES = ("efficientnet-lite0",)  # feature networks that the judge can see through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +31,45 @@ class JudgeConfig:
     """The discriminator of ADD: which frozen eyes, and what its heads are told."""
 
     features: str = "efficientnet-lite0"
-    """The frozen feature network."""
-    taps: tuple[int, ...] = (2, 4, 10)
-    """Blocks of the feature network whose outputs are judged, a head each."""
+    """The frozen feature network: efficientnet-lite0, dinov2-vits14, or a classifier (the folder of
+    its run, shipped:classifier); empty: dinov2-vits14 if its weights are given, else the first."""
+    weights: str = ""
+    """File of dinov2-vits14's weights, a .safetensors."""
+    taps: tuple[int, ...] = ()
+    """Blocks of the feature network whose outputs are judged, a head each (of a vision transformer
+    -1 is before the first); empty: some that are evenly spread."""
     resize: int = 64
     """Side to which images are brought for the feature network, in pixels."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of what the feature network computes; its features are float32 all the same."""
     condition: Literal["none", "text", "image", "both"] = "both"
     """What heads know beside the features: vectors of the caption, the real image, or both."""
     width: int = 64
     """Channels in which tokens and conditions meet."""
     augment: tuple[str, ...] = ("color", "translation", "cutout")
     """Differentiable augmentations of everything judged (Zhao et al. 2020), in order."""
+
+    @property
+    def eyes(self) -> str:
+        """The feature network: the name of one in `eyes.NETWORKS`, or a classifier's run."""
+        return self.features or (eyes.DINOV2 if self.weights else eyes.EFFICIENTNET)
+
+    def check(self) -> None:
+        """Raises UserError where eyes that are no run do not fit the other fields."""
+        name = self.eyes
+        if self.weights and name != eyes.DINOV2:
+            raise UserError(
+                f"--judge.weights goes with --judge.features={eyes.DINOV2}; {name} brings its own"
+            )
+        if self.resize < 16:
+            raise UserError(f"--judge.resize is {self.resize}; give 16 pixels or more")
+        if name in eyes.NETWORKS:
+            eyes.check(name, eyes.NETWORKS[name], self.taps, self.resize)
+        elif ":" not in name and not Path(name).exists():
+            raise UserError(
+                f"--judge.features {name!r} is unknown; known: {', '.join(eyes.NETWORKS)}, "
+                "shipped:classifier, or the folder of a classifier's run"
+            )
 
 
 class Judge(nn.Module):

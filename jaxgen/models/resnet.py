@@ -31,6 +31,8 @@ class Features(NamedTuple):
     logits: Float[Array, "b classes"]
     pooled: Float[Array, "b width"]
     """The vector before the last layer: a space in which images can be compared."""
+    blocks: tuple[Float[Array, "b ..."], ...]
+    """What each block puts out; of a vision transformer also what comes before the first."""
 
 
 class ResNet(nn.Module):
@@ -43,13 +45,15 @@ class ResNet(nn.Module):
         c = self.config
         x = rearrange(image, "b (h i) (w j) c -> b h w (i j c)", i=c.patch, j=c.patch)
         x = nn.Conv(c.widths[0], (3, 3), name="stem")(x)
+        blocks = []
         for level, width in enumerate(c.widths):
             for block in range(c.blocks):
                 stride = 2 if level and not block else 1
                 x = Block(width, stride, c.groups, name=f"block_{level}_{block}")(x)
+                blocks.append(x)
         x = nn.relu(nn.GroupNorm(c.groups, name="norm")(x))
         pooled = jnp.mean(x, (1, 2))
-        return Features(nn.Dense(c.classes, name="head")(pooled), pooled)
+        return Features(nn.Dense(c.classes, name="head")(pooled), pooled, tuple(blocks))
 
 
 class Block(nn.Module):

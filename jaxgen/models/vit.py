@@ -73,6 +73,8 @@ CLIP_VIT_L_336 = VitConfig(
 DINOV2_VIT_L = VitConfig(
     patch=14, width=1024, depth=24, heads=16, size=518, offset=0.1, layer_scale=1e-5
 )
+DINOV2_VIT_S = dataclasses.replace(DINOV2_VIT_L, width=384, depth=12, heads=6)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of RGB in [0, 1]
 
 
 class VitFeatures(NamedTuple):
@@ -82,6 +84,8 @@ class VitFeatures(NamedTuple):
     """Output of the last block after the final norm: the class token, then patches by rows."""
     pooled: Float[Array, "b channels"]
     """The class token, projected where the config has a projection."""
+    blocks: tuple[Float[Array, "b n width"], ...]
+    """Tokens before the first block, then what each block puts out, without the final norm."""
 
 
 class ViT(nn.Module):
@@ -119,13 +123,15 @@ class ViT(nn.Module):
         x = x + resampled(positions, table, (rows, columns), c.offset)
         if c.norm_first:
             x = self._norm("norm_first")(x)
+        blocks = [x]
         for number in range(c.depth):
             x = Block(c, name=f"block_{number}")(x)
+            blocks.append(x)
         tokens = self._norm("norm")(x)
         pooled = tokens[:, 0]
         if c.projection:
             pooled = nn.Dense(c.projection, use_bias=False, name="projection")(pooled)
-        return VitFeatures(tokens, pooled)
+        return VitFeatures(tokens, pooled, tuple(blocks))
 
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(epsilon=self.config.epsilon, use_fast_variance=False, name=name)
@@ -138,8 +144,9 @@ class VitClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> Features:
-        pooled = ViT(self.config, name="vit")(image).pooled
-        return Features(nn.Dense(self.config.classes, name="head")(pooled), pooled)
+        seen = ViT(self.config, name="vit")(image)
+        logits = nn.Dense(self.config.classes, name="head")(seen.pooled)
+        return Features(logits, seen.pooled, seen.blocks)
 
 
 class Block(nn.Module):
@@ -189,13 +196,15 @@ def resampled(
     if table == grid:
         return positions
     patches = rearrange(positions[1:], "(i j) c -> i j c", i=table[0])
+    exact = jnp.promote_types(positions.dtype, jnp.float32)  # half precision would shift positions
     rows, columns = (
-        jnp.asarray(_bicubic(old, new, old / (new + offset)), positions.dtype)
+        jnp.asarray(_bicubic(old, new, old / (new + offset)), exact)
         for old, new in zip(table, grid, strict=True)
     )
     with jax.default_matmul_precision("highest"):
-        patches = einsum(rows, columns, patches, "y i, x j, i j c -> y x c")
-    return jnp.concatenate([positions[:1], rearrange(patches, "y x c -> (y x) c")])
+        patches = einsum(rows, columns, patches.astype(exact), "y i, x j, i j c -> y x c")
+    patches = rearrange(patches, "y x c -> (y x) c").astype(positions.dtype)
+    return jnp.concatenate([positions[:1], patches])
 
 
 def _bicubic(old: int, new: int, step: float, a: float = -0.75) -> np.ndarray:

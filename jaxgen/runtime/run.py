@@ -22,14 +22,14 @@ CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # What may change between the start of a run and its resumption, without making it another run.
-FREE = ("workdir", "shown", "data.root", "mesh.", "hosts.", "train.steps")
+FREE = ("workdir", "shown", "data.root", "mesh.", "hosts.", "train.steps", "judge.weights")
 FREE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
 FREE += (
     "model.text.vocabulary",
     "text.vocabulary",
     "resnet.classes",
     "vit.classes",
-)  # follow from the data, which are compared too
+)  # follow from the data, which are compared too; so are the weights in files
 
 
 @contextlib.contextmanager

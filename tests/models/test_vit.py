@@ -22,6 +22,7 @@ from jaxgen.errors import UserError
 from jaxgen.models.vit import (
     CLIP_VIT_L_336,
     DINOV2_VIT_L,
+    DINOV2_VIT_S,
     ViT,
     VitClassifier,
     VitConfig,
@@ -139,8 +140,12 @@ def test_positions_step_as_dinov2s_authors_do(old: int, new: int) -> None:
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [(CLIP_VIT_L_336, 304_293_888), (DINOV2_VIT_L, 304_367_616)],
-    ids=["CLIP ViT-L/14-336", "DINOv2 ViT-L/14"],
+    [
+        (CLIP_VIT_L_336, 304_293_888),
+        (DINOV2_VIT_L, 304_367_616),
+        (DINOV2_VIT_S, 22_056_192),
+    ],
+    ids=["CLIP ViT-L/14-336", "DINOv2 ViT-L/14", "DINOv2 ViT-S/14"],
 )
 def test_published_parameter_counts(config: VitConfig, expected: int) -> None:
     image = jax.ShapeDtypeStruct((1, config.size, config.size, 3), jnp.float32)
