@@ -146,8 +146,9 @@ def _drawn(
     loaded: stages.Loaded, method, sampler: Sampler, ids: np.ndarray, seed: int
 ) -> tuple[np.ndarray, float, float]:
     """Images, seconds of compiling, seconds of drawing."""
-    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
     mesh = meshes.dividing(len(ids))
+    sample = meshes.known(mesh, functools.partial(method.sample, loaded.config))
+    program = jax.jit(sample, static_argnums=3)
     weights = jax.device_put(loaded.weights, meshes.replicated(mesh))
     placed = jax.device_put(ids, meshes.over_batch(mesh))
     key = jax.random.key(seed)

@@ -16,7 +16,7 @@ from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.diffusion import Diffusion, merged
-from jaxgen.methods.text_to_image import TextToImage, codec_shapes
+from jaxgen.methods.text_to_image import TextToImage, codec_shapes, weighed
 from jaxgen.state import State
 
 
@@ -172,7 +172,11 @@ def shown(
 
 
 def _shape(config: Any) -> Denoiser:
-    """The denoiser without what only the data decide."""
+    """The denoiser without what the data decide, and without how it computes."""
+    model = config.model
     return dataclasses.replace(
-        config.model, text=dataclasses.replace(config.model.text, vocabulary=0)
+        model,
+        text=weighed(dataclasses.replace(model.text, vocabulary=0)),
+        unet=weighed(model.unet),
+        dit=weighed(model.dit),
     )
