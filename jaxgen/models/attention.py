@@ -55,7 +55,7 @@ def attend(
     query: Float[Array, "b n h d"],
     key: Float[Array, "b m h d"],
     value: Float[Array, "b m h d"],
-    mask: Bool[Array, "#b #h #n m"] | None = None,
+    mask: Bool[Array, "#b #h #n #m"] | None = None,
     causal: bool = False,
 ) -> Float[Array, "b n h d"]:
     """softmax(q kᵀ/√d) v of each head (Vaswani et al. 2017, eq. 1); the softmax is in float32.
@@ -63,29 +63,36 @@ def attend(
     A query sees the keys where `mask` is True, and if `causal` none that come after it.
 
     Which kernel computes it is decided when the program is lowered, for the platform that it is
-    lowered for. XLA's own does everything but this:
+    lowered for. XLA's own does everything but this, in programs that `jaxgen.runtime.mesh.known`
+    has told their devices, without mask or order, where no size is left open:
 
-    - TPU: splash attention in Pallas, where queries and keys are 512 tokens or more, neither masked
-      nor causal. XLA writes the n x m logits to HBM; the kernel (flash attention, Dao et al. 2022,
-      arXiv 2205.14135) keeps them on the chip. A kernel works on one device's share, so it takes a
-      program that `jaxgen.runtime.mesh.known` has told its devices, and a batch that divides over
-      them; then nothing is gathered.
-    - CUDA: cuDNN's flash attention, where cuDNN is installed and takes the type (bfloat16, float16)
-      and head size, without mask, from 128² logits a head. Not yet run on a GPU: the threshold is a
-      guess. Its backward pass adds up in no fixed order.
+    - TPU: splash attention, in Pallas, from 512 queries and as many keys. XLA writes the n x m
+      logits to HBM; the kernel (flash attention, Dao et al. 2022, arXiv 2205.14135) keeps them on
+      the chip. Each device computes its share of the batch, which has to divide over them, so that
+      nothing is gathered.
+    - CUDA: cuDNN's flash attention from 128² logits a head, where it is installed and takes type
+      (bfloat16, float16) and head size. Not yet run on a GPU: the threshold is a guess. Its
+      gradients are summed in no fixed order.
 
-    The TPU's threshold is from what its compiler says of v5e, bfloat16, heads of 64, forwards /
-    with gradients (`python -m benchmarks.attention`); cycles are its own estimates without those of
-    the kernel, bytes those that cross HBM:
+    The threshold is from what the TPU compiler says of v5e, in bfloat16 (`python -m
+    benchmarks.attention`), of XLA's and then of splash: MiB of temporaries, and the least ms that HBM
+    and products take at their peaks.
 
-    TABLE
+        b, n, h, d           forwards                     and gradients
+        8, 4096, 5, 64       2560 -> 81, 6.7 -> 0.9       3840 -> 281, 25 -> 3.9
+        8, 1024, 10, 64      320 -> 2, 0.87 -> 0.13       480 -> 81, 3.2 -> 0.5
+        64, 512, 8, 64       512 -> 193, 1.5 -> 0.5       768 -> 513, 5.3 -> 2.1
+        32, 256, 6, 64       0 -> 1, 0.03 -> 0.08         0 -> 13, 0.08 -> 0.17
+        the first, m = 77    0 -> 1, 0.05 -> 0.05         0 -> 200, 0.08 -> 0.64
 
-    At 256 tokens XLA keeps the logits on the chip and needs no transposes; with the 77 keys of a
-    caption the kernel, which would pad them to 128, moves more than it saves.
+    With 256 tokens, or a caption for keys, XLA keeps the logits on the chip, and needs neither
+    transposes nor padding.
 
-    Reverse-mode gradients are exact; where a kernel may be chosen (see above) there are no
-    forward-mode and no second derivatives. No penalty of jaxgen's needs them: R1 of GANs goes
-    through convolutions alone, that of judges starts behind the features.
+    Gradients are exact. Where a kernel may be chosen, on whichever platform, there are neither
+    forward-mode nor second derivatives; none of jaxgen's penalties goes through attention: that of
+    GANs goes through convolutions alone, that of judges begins behind the features. A program of
+    several platforms at once (`jax.export`) can have no kernel but XLA's: JAX lowers each for all
+    of them.
     """
     xla = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
     if mask is not None or causal or not _placed(query):
