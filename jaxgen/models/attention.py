@@ -75,8 +75,8 @@ def attend(
       gradients are summed in no fixed order.
 
     The threshold is from what the TPU compiler says of v5e, in bfloat16 (`python -m
-    benchmarks.attention`), of XLA's and then of splash: MiB of temporaries, and the least ms that HBM
-    and products take at their peaks.
+    benchmarks.attention`), of XLA's and then of splash: MiB of temporaries, and the least ms that
+    HBM and products take at their peaks.
 
         b, n, h, d           forwards                     and gradients
         8, 4096, 5, 64       2560 -> 81, 6.7 -> 0.9       3840 -> 281, 25 -> 3.9
