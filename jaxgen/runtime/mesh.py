@@ -154,6 +154,7 @@ def known(mesh: jax.sharding.Mesh, function: Callable[..., T]) -> Callable[..., 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*args, **kwargs)
 
+    within.__name__ = getattr(function, "func", function).__name__  # the program's, in profiles
     return within
 
 
