@@ -10,6 +10,7 @@ program. The pictures are compared before anything is timed, and all take turns.
 """
 
 import dataclasses
+import functools
 import json
 import shlex
 import statistics
@@ -145,7 +146,11 @@ def _jaxgen(
     """One program that draws, its arguments placed, and the noise that it starts from."""
     config: Any = loaded.config
     model = config.model
-    model = dataclasses.replace(model, unet=dataclasses.replace(model.unet, dtype=options.dtype))
+    model = dataclasses.replace(
+        model,
+        unet=dataclasses.replace(model.unet, dtype=options.dtype),
+        text=dataclasses.replace(model.text, dtype=options.dtype),
+    )
     codec = dataclasses.replace(config.autoencoder, dtype=options.dtype)
     config = dataclasses.replace(config, model=model, autoencoder=codec)
     sampler = Sampler(steps=1)
@@ -155,9 +160,9 @@ def _jaxgen(
         weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16) if w.ndim > 1 else w, weights)
     placed = jax.device_put(ids, meshes.over_batch(mesh))
     key = jax.random.key(0)
-    sample = methods.of(config).sample
-    program = jax.jit(lambda w, key, ids: sample(config, w, key, ids, sampler))
-    compiled = program.lower(weights, key, placed).compile()
+    sample = meshes.known(mesh, functools.partial(methods.of(config).sample, config))
+    program = jax.jit(sample, static_argnums=3)
+    compiled = program.lower(weights, key, placed, sampler).compile()
     shape = (len(ids), config.side, config.side, model.unet.channels)
     noise = jax.random.normal(jax.random.split(key)[0], shape)
     return lambda: compiled(weights, key, placed), np.asarray(noise)

@@ -23,7 +23,7 @@ config = dataclasses.replace(
     name="add_sd15",
     teacher="hf:stable-diffusion-v1-5/stable-diffusion-v1-5",
     model=Denoiser(
-        text=CLIP_L,
+        text=dataclasses.replace(CLIP_L, dtype="bfloat16"),
         unet=dataclasses.replace(SD15_UNET, dtype="bfloat16", remat="blocks"),
         schedule=Schedule(kind="scaled_linear"),
         prediction="epsilon",

@@ -26,7 +26,7 @@ config = Add(
     codec="the teacher's",
     data=Data(name="imagefolder:pictures", size=512, flip=True),
     model=Denoiser(
-        text=OPENCLIP_H,
+        text=dataclasses.replace(OPENCLIP_H, dtype="bfloat16"),
         unet=dataclasses.replace(SD21_UNET, dtype="bfloat16", remat="blocks"),
         schedule=Schedule(kind="scaled_linear"),
         prediction="epsilon",  # of the base model; the one for 768 px predicts v

@@ -24,8 +24,8 @@ config = dataclasses.replace(
     name="add_sdxl",
     teacher="hf:stabilityai/stable-diffusion-xl-base-1.0",
     model=Denoiser(
-        text=dataclasses.replace(CLIP_L, penultimate=True),
-        text_2=dataclasses.replace(OPENCLIP_BIGG, penultimate=True),
+        text=dataclasses.replace(CLIP_L, penultimate=True, dtype="bfloat16"),
+        text_2=dataclasses.replace(OPENCLIP_BIGG, dtype="bfloat16"),
         time_ids=(side, side, 0, 0, side, side),
         zero_empty=True,
         unet=dataclasses.replace(SDXL_UNET, dtype="bfloat16", remat="blocks"),

@@ -301,7 +301,7 @@ def from_json(kind: type[E], text: str | bytes, where: str) -> E:
         raise UserError(f"{where} is no {kind.__name__} config: {field}: {first['msg']}") from None
 
 
-def differences(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
+def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted field names at which two configs differ, with both values."""
     flat_a, flat_b = dict(_flatten(a)), dict(_flatten(b))
     return {

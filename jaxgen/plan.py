@@ -115,7 +115,7 @@ def sampler(
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=meshes.replicated(mesh))
     program = jax.jit(
-        functools.partial(method.sample, config),
+        meshes.known(mesh, functools.partial(method.sample, config)),
         static_argnums=3,
         out_shardings=meshes.replicated(mesh),
     )

@@ -194,8 +194,9 @@ def _drawn(
     if unknown := more.keys() - inspect.signature(method.sample).parameters.keys():
         option = {"negative": "negative-prompt"}.get(min(unknown), min(unknown))
         raise UserError(f"--{option} has no meaning for a run of {methods.name(config)}")
-    program = jax.jit(functools.partial(method.sample, config), static_argnums=3)
     mesh = meshes.dividing(len(prompts))
+    sample = meshes.known(mesh, functools.partial(method.sample, config))
+    program = jax.jit(sample, static_argnums=3)
     weights = meshes.put(loaded.weights, meshes.replicated(mesh))
     ids, more = jax.device_put((encoded(prompts), more), meshes.over_batch(mesh))
     key = jax.random.key(options.seed)

@@ -110,7 +110,8 @@ def _drawer(
     method = methods.of(loaded.config)
     mesh = meshes.dividing(BATCH)
     weights = meshes.put(loaded.weights, meshes.replicated(mesh))
-    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
+    sample = meshes.known(mesh, functools.partial(method.sample, loaded.config))
+    program = jax.jit(sample, static_argnums=3)
 
     def draw(numbers: range) -> UInt8[np.ndarray, "n size size 3"]:
         images = []

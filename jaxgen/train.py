@@ -267,7 +267,7 @@ class _Show:
         self._program = None
         if hasattr(method, "sample"):
             self._program = jax.jit(
-                functools.partial(method.sample, config),
+                meshes.known(mesh, functools.partial(method.sample, config)),
                 static_argnums=3,
                 out_shardings=meshes.replicated(mesh),
             )

@@ -16,7 +16,7 @@ from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.diffusion import Diffusion, merged
-from jaxgen.methods.text_to_image import TextToImage, codec_shapes, fitted
+from jaxgen.methods.text_to_image import TextToImage, codec_shapes, fitted, weighed
 from jaxgen.state import State
 
 
@@ -85,8 +85,8 @@ class Distilled(TextToImage):
             "data.size": (self.data.size, other.data.size),
             "autoencoder": tuple(c.codes or "none" for c in (self, other)),
         }
-        for field in dataclasses.fields(mine):
-            unlike[f"model.{field.name}"] = (getattr(mine, field.name), getattr(its, field.name))
+        for field, both in configs.differences(mine, its).items():
+            unlike[f"model.{field}"] = both
         for name, (a, b) in unlike.items():
             if a != b:
                 raise UserError(f"the student's {name} is {a}, that of the teacher {where} is {b}")
@@ -177,7 +177,12 @@ def shown(
 
 
 def _shape(config: Any) -> Denoiser:
-    """The denoiser without what only the data decide."""
+    """The denoiser without what the data decide, and without how it computes."""
+    model = config.model
     return dataclasses.replace(
-        config.model, text=dataclasses.replace(config.model.text, vocabulary=0)
+        model,
+        text=weighed(dataclasses.replace(model.text, vocabulary=0)),
+        text_2=weighed(model.text_2) if model.text_2 else None,
+        unet=weighed(model.unet),
+        dit=weighed(model.dit),
     )

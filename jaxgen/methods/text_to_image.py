@@ -3,7 +3,7 @@ that may stand between pixels and what is diffused, sampling."""
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,17 @@ from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.vae import Vae
 from jaxgen.models.autoencoder import AutoencoderConfig
+from jaxgen.models.dit import DiTConfig
+from jaxgen.models.unet import UNetConfig
 from jaxgen.pixels import mirrored, to_uint8, to_unit
 from jaxgen.state import Batch, Once
+from jaxgen.text.encoder import TextConfig
 from jaxgen.weights.pipelines import Pipeline
 
 Images = Float[Array, "b h w c"]
 CODES = "codes"
 PUBLISHED = "published"  # in the place of the data of weights that came without any
+Shape = TypeVar("Shape", AutoencoderConfig, DiTConfig, TextConfig, UNetConfig)
 HOW = ("dtype", "remat")  # fields of a network that its weights do not depend on
 
 
@@ -57,8 +61,7 @@ class TextToImage(Experiment):
     @property
     def codes(self) -> AutoencoderConfig | None:
         """The shape of the codec without how it computes; None where pixels are diffused."""
-        how = {name: AutoencoderConfig.__dataclass_fields__[name].default for name in HOW}
-        return dataclasses.replace(self.autoencoder, **how) if self.codec else None
+        return weighed(self.autoencoder) if self.codec else None
 
     @property
     def iterative(self) -> Sampler:
@@ -152,6 +155,12 @@ class TextToImage(Experiment):
 def fitted(other: TextToImage, size: int) -> TextToImage:
     """Another run's config; published weights', which are for images of any size, at this one."""
     return other.resized(size) if other.data.name == PUBLISHED else other
+
+
+def weighed(network: Shape) -> Shape:
+    """The shape of a network without how it computes, which its weights do not depend on."""
+    how = {f.name: f.default for f in dataclasses.fields(network) if f.name in HOW}
+    return dataclasses.replace(network, **how)
 
 
 def frozen_codec(config: TextToImage, filled: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.errors import UserError
+from jaxgen.models.attention import attend
 from jaxgen.models.remat import Remat, rematerialised
 from jaxgen.models.unet import DTYPES, Upsample
 
@@ -262,7 +263,7 @@ class SelfAttention(nn.Module):
         query, key, value = (
             nn.Dense(channels, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v")
         )
-        y = jax.nn.dot_product_attention(query, key, value)
+        y = attend(query, key, value)
         y = nn.Dense(channels, dtype=self.dtype, name="to_out_0")(y)
         return x + rearrange(y, "b (h w) 1 c -> b h w c", h=h)
 

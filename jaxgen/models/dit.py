@@ -2,10 +2,11 @@
 
 Peebles & Xie 2023 (arXiv 2212.09748), with cross-attention to the caption's tokens where PixArt-α
 (Chen et al. 2023, arXiv 2310.00426) has it. Called like `jaxgen.models.unet.UNet`. Modules carry
-the names of `diffusers`, as the UNet's do; attention has the same parts under the same names.
+the names of `diffusers`, as the UNet's do.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float
 
 from jaxgen.errors import UserError
+from jaxgen.models.attention import Attention
 from jaxgen.models.remat import Remat, rematerialised
 from jaxgen.models.unet import DTYPES, Embedding, timestep_embedding
 
@@ -183,45 +185,13 @@ class DiTBlock(nn.Module):
         modulation = Modulation(width, 6, self.dtype, name="norm1")(condition)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         y = _modulated(x, shift1, scale1)
-        x += gate1 * Attention(self.heads, self.dtype, name="attn1")(y, y, None)
-        x += Attention(self.heads, self.dtype, zero=True, name="attn2")(x, context, mask)
+        attention = functools.partial(Attention, self.heads, self.dtype, bias=True)
+        x += gate1 * attention(name="attn1")(y, y, None)
+        x += attention(zero=True, name="attn2")(x, context, mask)
         y = _modulated(x, shift2, scale2)
         y = nn.Dense(self.mlp * width, dtype=self.dtype, name="ff_net_0_proj")(y)
         y = nn.gelu(y, approximate=True)
         return x + gate2 * nn.Dense(width, dtype=self.dtype, name="ff_net_2")(y)
-
-
-class Attention(nn.Module):
-    """Multi-head attention from `x` to `context`: the UNet's, but with biases everywhere."""
-
-    heads: int
-    dtype: jnp.dtype
-    zero: bool = False
-    """Whether the output's projection starts at zero."""
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n c"],
-        context: Float[Array, "b m d"],
-        mask: Bool[Array, "b m"] | None,
-    ) -> Float[Array, "b n c"]:
-        def heads(name, inputs):
-            dense = nn.Dense(x.shape[-1], dtype=self.dtype, name=name)
-            return rearrange(dense(inputs), "b n (h d) -> b n h d", h=self.heads)
-
-        y = jax.nn.dot_product_attention(
-            heads("to_q", x),
-            heads("to_k", context),
-            heads("to_v", context),
-            mask=None if mask is None else rearrange(mask, "b m -> b 1 1 m"),
-        )
-        return nn.Dense(
-            x.shape[-1],
-            dtype=self.dtype,
-            kernel_init=nn.initializers.zeros if self.zero else nn.linear.default_kernel_init,
-            name="to_out_0",
-        )(rearrange(y, "b n h d -> b n (h d)"))
 
 
 class Modulation(nn.Module):

@@ -8,12 +8,12 @@ turned into underscores, so that loading published weights is a mapping of names
 import dataclasses
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float
 
 from jaxgen.errors import UserError
+from jaxgen.models.attention import Attention
 from jaxgen.models.remat import Remat, rematerialised
 
 DTYPES = ("float32", "bfloat16")
@@ -340,35 +340,6 @@ class TransformerBlock(nn.Module):
         hidden, gate = jnp.split(y, 2, axis=-1)
         y = hidden * nn.gelu(gate, approximate=False)
         return x + nn.Dense(x.shape[-1], dtype=self.dtype, name="ff_net_2")(y)
-
-
-class Attention(nn.Module):
-    """Multi-head attention from `x` to `context`, without biases but for the output's."""
-
-    heads: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b n c"],
-        context: Float[Array, "b m d"],
-        mask: Bool[Array, "b m"] | None,
-    ) -> Float[Array, "b n c"]:
-        def projected(name, inputs):
-            dense = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)
-            return rearrange(dense(inputs), "b n (h d) -> b n h d", h=self.heads)
-
-        query, key, value = (
-            projected("to_q", x),
-            projected("to_k", context),
-            projected("to_v", context),
-        )
-        if mask is not None:
-            mask = rearrange(mask, "b m -> b 1 1 m")
-        y = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        y = rearrange(y, "b n h d -> b n (h d)")
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(y)
 
 
 class Embedding(nn.Module):

@@ -14,6 +14,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Array, Float
 
 from jaxgen.errors import UserError
+from jaxgen.models.attention import attend
 from jaxgen.models.resnet import Features
 
 
@@ -172,7 +173,7 @@ class Block(nn.Module):
             rearrange(nn.Dense(width, name=name)(x), "b n (h d) -> b n h d", h=heads)
             for name in ("query", "key", "value")
         )
-        x = rearrange(jax.nn.dot_product_attention(q, k, v), "b n h d -> b n (h d)")
+        x = rearrange(attend(q, k, v), "b n h d -> b n (h d)")
         return nn.Dense(width, name="out")(x)
 
     def _mlp(self, x: Float[Array, "b n width"]) -> Float[Array, "b n width"]:

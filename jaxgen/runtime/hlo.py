@@ -120,12 +120,15 @@ def parse(text: str) -> Program:
 
 
 def flops(program: Program) -> int:
-    """FLOPs of all matrix products and convolutions, a multiply-add as two; nothing else."""
+    """FLOPs of all matrix products and convolutions, a multiply-add as two; nothing else.
+
+    Of the kernels that are not XLA's own, splash attention's are counted.
+    """
     return sum(
         often * _flops(computation, instruction)
         for computation, often in _runs(program)
         for instruction in computation.values()
-        if instruction.opcode in ("convolution", "dot")
+        if instruction.opcode in ("convolution", "dot", "custom-call")
     )
 
 
@@ -184,6 +187,7 @@ def exchanged(program: Program) -> list[Collective]:
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}  # of splash attention's kernels
 _PIECE = re.compile(r"(\w+)\[([\d,<=]*)\](\{[^}]*\})?")
 
 
@@ -253,6 +257,8 @@ def _turns(computations: dict[str, Computation], loop: Instruction) -> int | Non
 
 
 def _flops(computation: Computation, instruction: Instruction) -> int:
+    if instruction.opcode == "custom-call":
+        return _flops_of_splash(computation, instruction)
     left, right = (computation[name].result[0].shape for name in instruction.operands[:2])
     made = instruction.result[0].shape
     if instruction.opcode == "dot":
@@ -283,6 +289,16 @@ def _flops(computation: Computation, instruction: Instruction) -> int:
     batch = left[of_left.index("b")] // groups
     features = right[of_right.index("o")] * right[of_right.index("i")]
     return 2 * batch * features * positions
+
+
+def _flops_of_splash(computation: Computation, instruction: Instruction) -> int:
+    """Its operands begin with tables of integers, queries and keys, both [b, h, tokens, d]."""
+    phase = re.match(r"splash_mha_(fwd|dq|dkv)_", instruction.name)
+    if phase is None:
+        return 0
+    operands = [computation[name].result[0] for name in instruction.operands]
+    queries, keys = [o.shape for o in operands if o.dtype in ("bf16", "f32")][:2]
+    return _PRODUCTS[phase[1]] * 2 * math.prod(queries) * keys[-2]
 
 
 @functools.cache

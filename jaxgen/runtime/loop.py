@@ -114,7 +114,11 @@ def program(
     `state` may be shapes with their places (`meshes.shaped`).
     """
     placed = jax.tree.map(lambda a: a.sharding, state)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(placed, meshes.replicated(mesh)))
+    return jax.jit(
+        meshes.known(mesh, train_step),
+        donate_argnums=0,
+        out_shardings=(placed, meshes.replicated(mesh)),
+    )
 
 
 def _start(

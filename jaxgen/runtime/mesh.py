@@ -1,10 +1,11 @@
 """Devices as a mesh of two axes, and where arrays live on it."""
 
+import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import ml_dtypes
@@ -17,6 +18,8 @@ from jaxgen.runtime import topologies
 
 SHARD_FROM = 2**16  # elements; smaller arrays are cheaper to copy than to gather
 WHOLE = "whole"
+
+T = TypeVar("T")
 
 
 def prepare(batch: int, cache: Path | None = None) -> None:
@@ -138,6 +141,22 @@ def _split(
             f"{ways} ways; choose another axis, or {WHOLE}"
         )
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+
+def known(mesh: jax.sharding.Mesh, function: Callable[..., T]) -> Callable[..., T]:
+    """The function, to be given to `jax.jit`, with the mesh known to what is traced in it.
+
+    Where its arguments lie decides as before how the program is split. But a kernel that is not
+    XLA's own has to be told (`jaxgen.models.attention`).
+    """
+
+    @functools.wraps(function)
+    def within(*args: Any, **kwargs: Any) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    within.__name__ = getattr(function, "func", function).__name__  # the program's, in profiles
+    return within
 
 
 def shaped(shapes: Any, where: Any) -> Any:

@@ -51,7 +51,7 @@ def _computed(
     once: Once, source: Source, progress: Callable[[int, int], None]
 ) -> dict[str, np.ndarray]:
     mesh = meshes.dividing(BATCH)
-    compute = jax.jit(once.compute)
+    compute = jax.jit(meshes.known(mesh, once.compute))
     weights = jax.device_put(once.weights, meshes.replicated(mesh))
     blocks = []
     for start in range(0, len(source), BATCH):

@@ -44,7 +44,7 @@ def grade(
         )
     weights = jax.device_put(weights, meshes.replicated(mesh))
     images = np.stack([source.images[n] for n in range(len(source))])
-    program = jax.jit(reconstruct, out_shardings=meshes.replicated(mesh))
+    program = jax.jit(meshes.known(mesh, reconstruct), out_shardings=meshes.replicated(mesh))
     blocks = [
         program(weights, meshes.put_padded(mesh, images[start : start + batch], batch))
         for start in range(0, len(images), batch)

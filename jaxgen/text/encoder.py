@@ -14,6 +14,8 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.errors import UserError
+from jaxgen.models.attention import attend
+from jaxgen.models.unet import DTYPES
 
 T = TypeVar("T")
 
@@ -48,6 +50,9 @@ class TextConfig:
     """Whether cross-attention sees a caption from start to end only; else its padding too."""
     penultimate: bool = False
     """Whether `TextFeatures.tokens` leave before the last block, as Stable Diffusion XL wants."""
+    dtype: str = "float32"
+    """Type of activations: float32 or bfloat16. Parameters, normalisations and what comes out stay
+    float32."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "mlp"):
@@ -57,6 +62,9 @@ class TextConfig:
             raise UserError(f"text length {self.length}: start, one word and end take 3 at least")
         if self.width % self.heads:
             raise UserError(f"text width {self.width} is no multiple of its {self.heads} heads")
+        if self.dtype not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise UserError(f"text encoder: dtype must be one of {known}, not {self.dtype!r}")
 
 
 # Stable Diffusion's, which attends to all 77 tokens. 1.x pads with the end token, and so does XL's
@@ -133,7 +141,7 @@ class TextEncoder(nn.Module):
             embedding_init=nn.initializers.normal(0.01),
             name="embeddings_position_embedding",
         )(jnp.arange(length))
-        x = before = tokens + positions
+        x = before = (tokens + positions).astype(config.dtype)
         for number in range(config.layers):
             before = x
             x = _Block(config, name=f"encoder_layers_{number}")(x)
@@ -145,7 +153,8 @@ class TextEncoder(nn.Module):
                 pooled
             )
         mask = jnp.arange(length) <= end[:, None] if config.masked else None
-        return TextFeatures(before if config.penultimate else x, pooled, mask)
+        tokens = before.astype(jnp.float32) if config.penultimate else x
+        return TextFeatures(tokens, pooled, mask)
 
 
 def clip_names(state: Mapping[str, T]) -> dict[str, T]:
@@ -168,8 +177,10 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b length width"]) -> Float[Array, "b length width"]:
-        x = x + _Attention(self.config, name="self_attn")(_norm("layer_norm1")(x))
-        return x + _MLP(self.config, name="mlp")(_norm("layer_norm2")(x))
+        y = _norm("layer_norm1")(x).astype(x.dtype)
+        x = x + _Attention(self.config, name="self_attn")(y)
+        y = _norm("layer_norm2")(x).astype(x.dtype)
+        return x + _MLP(self.config, name="mlp")(y)
 
 
 class _Attention(nn.Module):
@@ -179,12 +190,15 @@ class _Attention(nn.Module):
     def __call__(self, x: Float[Array, "b length width"]) -> Float[Array, "b length width"]:
         width, heads = self.config.width, self.config.heads
         q, k, v = (
-            rearrange(_linear(name, width, 1 / width)(x), "b length (h d) -> b length h d", h=heads)
+            rearrange(self._linear(name, 1 / width)(x), "b length (h d) -> b length h d", h=heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        x = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        x = attend(q, k, v, causal=True)
         x = rearrange(x, "b length h d -> b length (h d)")
-        return _linear("out_proj", width, 0.5 / (width * self.config.layers))(x)
+        return self._linear("out_proj", 0.5 / (width * self.config.layers))(x)
+
+    def _linear(self, name: str, variance: float) -> nn.Dense:
+        return _linear(name, self.config.width, variance, dtype=self.config.dtype)
 
 
 class _MLP(nn.Module):
@@ -192,19 +206,21 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b length width"]) -> Float[Array, "b length width"]:
-        width = self.config.width
-        x = _linear("fc1", self.config.mlp * width, 0.5 / width)(x)
+        width, dtype = self.config.width, self.config.dtype
+        x = _linear("fc1", self.config.mlp * width, 0.5 / width, dtype=dtype)(x)
         if self.config.activation == "quick_gelu":
             x = x * jax.nn.sigmoid(1.702 * x)
         else:
             x = jax.nn.gelu(x, approximate=False)
-        return _linear("fc2", width, 0.5 / (width * self.config.layers))(x)
+        return _linear("fc2", width, 0.5 / (width * self.config.layers), dtype=dtype)(x)
 
 
-def _linear(name: str, features: int, variance: float, bias: bool = True) -> nn.Dense:
+def _linear(
+    name: str, features: int, variance: float, bias: bool = True, dtype: str = "float32"
+) -> nn.Dense:
     init = nn.initializers.normal(variance**0.5)
-    return nn.Dense(features, use_bias=bias, kernel_init=init, name=name)
+    return nn.Dense(features, use_bias=bias, dtype=jnp.dtype(dtype), kernel_init=init, name=name)
 
 
 def _norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, name=name)

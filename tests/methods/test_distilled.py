@@ -26,6 +26,32 @@ def test_a_student_asked_of_another_run_is_refused_by_its_method(name: str) -> N
         dataclasses.replace(student, teacher_config=name).stage("teacher")
 
 
+def test_how_a_network_computes_is_not_what_its_weights_are(
+    add_config: Add, diffusion_config: Diffusion
+) -> None:
+    def computed(config, dtype, remat):
+        model = config.model
+        model = dataclasses.replace(
+            model,
+            text=dataclasses.replace(model.text, dtype=dtype),
+            unet=dataclasses.replace(model.unet, dtype=dtype, remat=remat),
+            dit=dataclasses.replace(model.dit, dtype=dtype, remat=remat),
+        )
+        codec = dataclasses.replace(config.autoencoder, dtype=dtype, remat=remat)
+        return dataclasses.replace(config, model=model, autoencoder=codec, codec="runs/vae")
+
+    quick, plain = ("bfloat16", "blocks"), ("float32", "none")
+    for mine, its in ((quick, plain), (plain, quick)):
+        student, teacher = computed(add_config, *mine), computed(diffusion_config, *its)
+        student.accept("teacher", teacher, "runs/t")
+    wide = dataclasses.replace(diffusion_config.model.dit, width=32)
+    other = dataclasses.replace(
+        diffusion_config, model=dataclasses.replace(diffusion_config.model, dit=wide)
+    )
+    with pytest.raises(UserError, match=r"the student's model\.dit is .*width=16"):
+        add_config.accept("teacher", other, "runs/t")
+
+
 def test_a_teacher_of_other_words_is_refused_and_base_weights_learn_them(
     add_config: Add, diffusion_config: Diffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,20 @@ def test_an_unmasked_caption_is_seen_to_the_end_of_its_padding(params):
     assert TINY.masked
 
 
+def test_bfloat16_is_close_and_what_comes_out_is_float32(params):
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes(config), shapes(TINY))
+    out, whole = (
+        jit(TextEncoder(config).apply)({"params": params}, CAPTION),
+        encode(params, CAPTION),
+    )
+    for name in ("tokens", "pooled"):
+        found, expected = getattr(out, name), getattr(whole, name)
+        assert found.dtype == jnp.float32
+        error = jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)
+        assert 1e-4 < error < 0.02  # bfloat16 has 8 bits
+
+
 def test_a_token_does_not_see_later_ones(params):
     changed = CAPTION.copy()
     changed[0, 3] = 20
@@ -179,5 +193,7 @@ def test_impossible_shapes_are_refused():
         TextConfig(heads=0)
     with pytest.raises(UserError, match="text length 2"):
         TextConfig(length=2)
+    with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, not 'float16'"):
+        TextConfig(dtype="float16")
     with pytest.raises(UserError, match="vocabulary is 0"):
         TextEncoder(TextConfig()).init(jax.random.key(0), CAPTION)
