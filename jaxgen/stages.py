@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 import jaxgen
 from jaxgen import config as configs
-from jaxgen import methods
+from jaxgen import methods, storage
 from jaxgen.config import Experiment
 from jaxgen.data.source import digest
 from jaxgen.errors import UserError
@@ -85,8 +85,8 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             config.accept(name, first, f"config {first.name}")
             before += plan(first, name)
             sources[name] = first.folder
-        elif value == SHIPPED or (Path(value) / run.CONFIG).is_file():
-            folder = shipped(config.stage(name).name) if value == SHIPPED else Path(value)
+        elif value == SHIPPED or (storage.folder(value) / run.CONFIG).is_file():
+            folder = shipped(config.stage(name).name) if value == SHIPPED else storage.folder(value)
             config.accept(name, _config(folder), str(folder))
             sources[name] = folder
         else:
@@ -112,7 +112,7 @@ def shipped(name: str) -> Path:
 def run_folder(argument: str) -> Path:
     """The folder that --run names: that of a run, or shipped:NAME for weights of jaxgen's own."""
     kind, _, name = argument.partition(":")
-    return shipped(name) if kind == SHIPPED else Path(argument)
+    return shipped(name) if kind == SHIPPED else storage.folder(argument)
 
 
 def comes_with_jaxgen(folder: Path) -> bool:
@@ -121,8 +121,12 @@ def comes_with_jaxgen(folder: Path) -> bool:
 
 
 def compiled_beside(folder: Path) -> Path:
-    """Where programs compiled for a run are kept: beside its folder, but never among jaxgen's."""
-    return (Path(Experiment.workdir) if comes_with_jaxgen(folder) else folder.parent) / ".compiled"
+    """Where programs compiled for a run are kept: beside its folder, but never among jaxgen's.
+
+    Nor in a bucket, which who only draws from a run may not write to.
+    """
+    elsewhere = comes_with_jaxgen(folder) or storage.is_remote(folder)
+    return (Path(Experiment.workdir) if elsewhere else folder.parent) / ".compiled"
 
 
 @contextlib.contextmanager
@@ -209,8 +213,8 @@ def judged_by(config: Experiment) -> set[str]:
     for role, value in config.roles().items():
         if role == "features":
             eyes.add(value)
-        elif (Path(value) / run.CONFIG).is_file():
-            eyes |= judged_by(_config(Path(value)))
+        elif (storage.folder(value) / run.CONFIG).is_file():
+            eyes |= judged_by(_config(storage.folder(value)))
         elif value in configs.known():
             eyes |= judged_by(configs.load(value))
     return eyes
