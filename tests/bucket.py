@@ -1,22 +1,47 @@
 """A stand-in for Google Cloud Storage on this machine: PyPI's emulator, mended in three places.
 
-It serves requests side by side, it answers with an object's generation, and it keeps to
-conditions on it: without those a lease could not be tested.
+It answers side by side, with an object's generation, and it keeps to conditions on generations.
 """
 
 import contextlib
 import functools
 import http.server
+import io
 import json
-import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.server import RequestHandler, create_server
 
-BUCKET = "bucket"
+NAME = "bucket"
+
+
+class Bucket:
+    """What is in the bucket, and the environment in which it is Google's."""
+
+    def __init__(self, files: Any, port: int):
+        self.files, where = files, f"http://127.0.0.1:{port}"
+        self.before: Callable[[str], bool] = lambda name: True
+        """Called with the name of an object that is to be written; False: it never is."""
+        self.environment = {
+            "STORAGE_EMULATOR_HOST": where,
+            "TENSORSTORE_GCS_HTTP_URL": where,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+            "GOOGLE_CLOUD_PROJECT": "none",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
+
+    def names(self) -> set[str]:
+        """Names of the objects."""
+        return {item["name"] for item in self.files.get_file_list(NAME)[0]}
+
+    def read(self, name: str) -> bytes:
+        """What an object holds."""
+        return self.files.get_file(NAME, name)
 
 
 class _Handler(RequestHandler):
@@ -36,14 +61,30 @@ class _Handler(RequestHandler):
     def do_DELETE(self) -> None:  # noqa: N802
         self._answer(super().do_DELETE)
 
-    def _answer(self, answer) -> None:
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+    def _answer(self, answer: Callable[[], None]) -> None:
+        stream, body = self.rfile, self.rfile.read(int(self.headers.get("content-length", 0)))
+        parts = urlsplit(self.path)
+        query = parse_qs(parts.query)
+        told = re.search(rb'"name": *"([^"]+)"', body[:2000])  # gcsfs says it in the body
+        self._name = (
+            unquote(parts.path.partition("/o/")[2])
+            or query.get("name", [""])[0]
+            or (told[1].decode() if told and self.command == "POST" else "")
+        )
+        if self.command == "POST" and "upload" in parts.path and not self._bucket.before(self._name):
+            self.close_connection = True
+            return
         with self.turn:
-            asked = parse_qs(urlsplit(self.path).query).get("ifGenerationMatch")
+            asked = query.get("ifGenerationMatch")
             if asked and self._generation() != asked[0]:
-                self.rfile.read(int(self.headers.get("content-length", 0)))
                 self._refuse()
             else:
+                self.rfile = io.BytesIO(body)
                 answer()
+                self.rfile = stream
 
     def _refuse(self) -> None:
         body = json.dumps({"error": {"code": 412, "message": "conditionNotMet"}}).encode()
@@ -58,33 +99,22 @@ class _Handler(RequestHandler):
         super().end_headers()
 
     def _generation(self) -> str:
-        parts = urlsplit(self.path)
-        name = parts.path.partition("/o/")[2] or parse_qs(parts.query).get("name", [""])[0]
         with contextlib.suppress(NotFound):
-            return self.storage.get_file_obj(BUCKET, unquote(name))["generation"]
+            return self.storage.get_file_obj(NAME, self._name)["generation"]
         return "0"
+
+    @property
+    def _bucket(self) -> Bucket:
+        return self.server.bucket  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextlib.contextmanager
-def served() -> Iterator[dict[str, str]]:
-    """Serves an empty bucket; yields the environment in which it is Google's."""
-    made = create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
-    handler = functools.partial(_Handler, made._storage)
+def served() -> Iterator[Bucket]:
+    """Serves an empty bucket for as long as the block runs."""
+    files = create_server("127.0.0.1", 0, in_memory=True, default_bucket=NAME)._storage
+    handler = functools.partial(_Handler, files)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.bucket = Bucket(files, server.server_port)  # pyright: ignore[reportAttributeAccessIssue]
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        where = f"http://127.0.0.1:{server.server_port}"
-        yield {
-            "STORAGE_EMULATOR_HOST": where,
-            "TENSORSTORE_GCS_HTTP_URL": where,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-            "GOOGLE_CLOUD_PROJECT": "none",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        }
+        yield server.bucket  # pyright: ignore[reportAttributeAccessIssue]
         server.shutdown()
-
-
-if __name__ == "__main__":
-    with served() as environment:
-        print(*(f"export {k}={v}" for k, v in environment.items()), sep="\n", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait(float(os.environ.get("SECONDS", "600")))
