@@ -48,7 +48,9 @@ def trouble(error: BaseException) -> str:
     module = type(error).__module__.partition(".")[0]
     refused = isinstance(error, OSError) and told.startswith("Forbidden")  # as gcsfs words it
     status = isinstance(error, ValueError) and any(word in told for word in _STATUSES)
-    return f"{type(error).__name__}: {told}"[:160] if module in _CLIENTS or refused or status else ""
+    if module in _CLIENTS or refused or status:
+        return f"{type(error).__name__}: {told}"[:160]
+    return ""
 
 
 def _end(line: str, code: int = EXIT_USER_ERROR) -> None:

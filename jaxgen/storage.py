@@ -99,7 +99,7 @@ def remove(path: Path) -> None:
 
 
 class Growing:
-    """A folder whose files may be appended to: the folder itself, or in a bucket's place a local one.
+    """A folder whose files may be appended to: itself, or in the place of a bucket's a local one.
 
     What is written into the local one is in the bucket after `push`, and only then.
     """
@@ -139,10 +139,13 @@ def _reach(bucket: str) -> None:
     from google.api_core import exceptions
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
+    from google.cloud.storage.retry import DEFAULT_RETRY
 
     name = SCHEME + bucket
+    for library in ("google.auth", "gcsfs"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what fails is raised and said once
     try:
-        retry = storage.retry.DEFAULT_RETRY.with_timeout(SECONDS)
+        retry = DEFAULT_RETRY.with_timeout(SECONDS)
         storage.Client().get_bucket(bucket, timeout=SECONDS, retry=retry)
     except DefaultCredentialsError:
         raise UserError(
@@ -159,19 +162,17 @@ def _reach(bucket: str) -> None:
             "storage.objectUser and storage.legacyBucketReader on it"
         ) from None
     except Exception as error:  # of the network, of five libraries
-        raise UserError(
-            f"{name} cannot be reached ({trouble(error) or error}); see to the network"
-        ) from None
+        reason = str(error.__cause__ or error)[:80]
+        raise UserError(f"{name} cannot be reached ({reason}); see to the network") from None
 
 
 @functools.cache
 def _bucket() -> Any:
     """The file system of all buckets, for etils and Orbax too."""
-    import fsspec
+    import fsspec.config
 
     # What TensorStore writes, and other hosts, a cache of listings would not see.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what fails is raised and said once
     return fsspec.filesystem("gcs")
 
 

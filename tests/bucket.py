@@ -25,8 +25,9 @@ class Bucket:
 
     def __init__(self, files: Any, port: int):
         self.files, where = files, f"http://127.0.0.1:{port}"
-        self.before: Callable[[str], bool] = lambda name: True
-        """Called with the name of an object that is to be written; False: it never is."""
+        self.before: Callable[[str], int] = lambda name: 200
+        """Called with the name of an object that is to be written: 200 lets it be, another status
+        is the answer; 0: there is none."""
         self.environment = {
             "STORAGE_EMULATOR_HOST": where,
             "TENSORSTORE_GCS_HTTP_URL": where,
@@ -74,21 +75,24 @@ class _Handler(RequestHandler):
             or query.get("name", [""])[0]
             or (told[1].decode() if told and self.command == "POST" else "")
         )
-        if self.command == "POST" and "upload" in parts.path and not self._bucket.before(self._name):
+        writes = self.command == "POST" and "upload" in parts.path
+        if writes and (status := self._bucket.before(self._name)) != 200:
             self.close_connection = True
+            if status:
+                self._refuse(status)
             return
         with self.turn:
             asked = query.get("ifGenerationMatch")
             if asked and self._generation() != asked[0]:
-                self._refuse()
+                self._refuse(412)
             else:
                 self.rfile = io.BytesIO(body)
                 answer()
                 self.rfile = stream
 
-    def _refuse(self) -> None:
-        body = json.dumps({"error": {"code": 412, "message": "conditionNotMet"}}).encode()
-        self.send_response(412)
+    def _refuse(self, status: int) -> None:
+        body = json.dumps({"error": {"code": status, "message": "refused"}}).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -115,6 +119,6 @@ def served() -> Iterator[Bucket]:
     handler = functools.partial(_Handler, files)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.bucket = Bucket(files, server.server_port)  # pyright: ignore[reportAttributeAccessIssue]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server.bucket  # pyright: ignore[reportAttributeAccessIssue]
         server.shutdown()

@@ -1,24 +1,25 @@
-"""A run whose folder is in a bucket, as a user starts it; the bucket is a stand-in of this machine."""
+"""A run whose folder is in a bucket, as a user starts it; the bucket is a stand-in for Google's."""
 
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from bucket import Bucket, served
 from PIL import Image
 from tiny import DIT_MODEL
 
-from jaxgen import config as configs
 from jaxgen import sample, stages, storage, train
 from jaxgen.errors import UserError
 from jaxgen.runtime import mesh as meshes
-from jaxgen.runtime import metrics, run
+from jaxgen.runtime.checkpoints import Checkpoints
+from jaxgen.state import State
 
 RUN = "gs://bucket/runs/teacher"
 CONFIG = """
@@ -83,14 +84,15 @@ def trained(folder: Path, bucket: Bucket) -> str:
     whole = start(folder, bucket, "runs")
     killed = start(folder, bucket, "gs://bucket/runs")
 
-    def kill(name: str) -> bool:
+    def kill(name: str) -> int:
         if name == "runs/teacher/checkpoints/6/commit_success.txt":
             killed.kill()
-        return killed.poll() is None
+            killed.wait()
+        return 200 if killed.poll() is None else 0
 
     bucket.before = kill
     said, _ = killed.communicate()
-    bucket.before = lambda name: True
+    bucket.before = lambda name: 200
     assert killed.returncode == -signal.SIGKILL, said[-2000:]
     assert "runs/teacher/checkpoints/6/state/manifest.ocdbt" in bucket.names()
     resumed = start(folder, bucket, "gs://bucket/runs")
@@ -133,3 +135,54 @@ def test_a_run_in_a_bucket_is_sampled_and_builds_others(
     )
     assert str(stages.plan(student)[-1].sources["teacher"]) == RUN
     assert stages.read(storage.folder(RUN)).step == 9
+
+
+def test_what_a_bucket_refuses_is_one_line_and_the_good_checkpoint_is_used(
+    bucket: Bucket, capsys: pytest.CaptureFixture
+) -> None:
+    folder = storage.folder("gs://bucket/refused/checkpoints")
+    state = State(jnp.zeros((), int), {"p": jnp.arange(8.0)}, {}, {})
+    checkpoints = Checkpoints(folder, 1)
+    checkpoints.save(1, state, {}, 1.0)
+    checkpoints.close()
+    checkpoints = Checkpoints(folder, 1)
+    bucket.before = lambda name: 403 if "/2/state/" in name else 200
+    checkpoints.save(2, state, {}, 1.0)
+    with pytest.raises(UserError, match=r"cannot write a checkpoint .*good ones are kept: \[1\]"):
+        checkpoints.close()
+    bucket.before = lambda name: 403
+    with pytest.raises(UserError, match=r"cannot write gs://bucket/one.png .*Forbidden"):
+        storage.write_text(storage.folder("gs://bucket/one.png"), "")
+    bucket.before = lambda name: 200
+    again = Checkpoints(folder, 1)
+    found = again.restore(state, print, mend=True)
+    again.close()
+    assert found is not None
+    np.testing.assert_array_equal(found[0].params["p"], state.params["p"])
+    assert "cannot be read" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "words"),
+    [
+        (train.main, ["--workdir=gs://nowhere/runs"], "there is no bucket gs://nowhere; make it"),
+        (train.main, ["--workdir=s3://bucket/runs"], "--workdir s3://bucket/runs: give a folder"),
+        (sample.main, ["--run=gs://bucket/no", "--prompt=a"], "bucket/no is no run folder: it has"),
+    ],
+)
+def test_a_place_that_is_not_there_is_one_line(
+    main, arguments: list[str], words: str, refused
+) -> None:
+    config = ["--config=teacher.py"] if main is train.main else []
+    assert words in refused(main, *config, *arguments)
+
+
+def test_without_gcsfs_or_a_network_one_line_says_so(
+    refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--config=teacher.py", "--workdir=gs://bucket/runs"]
+    monkeypatch.setattr(storage, "SECONDS", 0.1)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    assert "gs://bucket cannot be reached" in refused(train.main, *arguments)
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    assert 'needs gcsfs: pip install "jaxgen[gcs]"' in refused(train.main, *arguments)

@@ -28,11 +28,11 @@ def held(folder: Path) -> Iterator[None]:
 
     On a disk by a lock that the kernel lets go with the process, however that ends.
 
-    In a bucket by a lease, the object `.lock`: its holder writes it anew every REFRESH seconds, each
-    time on condition that it is still as last written, and deletes it in the end. Who finds one
-    waits up to STALE seconds for a change, and takes it over, on the same condition, where there is
-    none; no clock is compared with another machine's. A holder that was killed on this very machine
-    is known to be dead, and one that runs here to live, without waiting.
+    In a bucket by a lease, the object `.lock`: its holder writes it anew every REFRESH seconds,
+    each time on condition that it is still as last written, and deletes it in the end. Who finds
+    one waits up to STALE seconds for a change, and takes it over, on the same condition, where
+    there is none; no clock is compared with another machine's. A holder that was killed on this
+    very machine is known to be dead, and one that runs here to live, without waiting.
 
     So of several processes that start at once one goes on; no holder that reaches the bucket is
     displaced; one that was killed keeps nobody out for longer than STALE. What is not prevented: a
@@ -106,7 +106,7 @@ class _Lease:
         with self._writing:
             done = self._object.write("", self._me, if_equal=self._generation).result()
             if not done.generation:
-                # Not so where the answer to a first try was lost, and TensorStore's second came late.
+                # The answer to a first try may have been lost, and the second found it written.
                 found = self._object.read("").result()
                 if found.value != self._me:
                     return False
@@ -134,7 +134,7 @@ def _in_use(folder: Path, who: str) -> UserError:
 
 
 def _process(pid: int) -> dict[str, Any]:
-    """What tells a process from all others there ever were: of this machine, its number and start."""
+    """What tells a process from all others there ever were: its machine, number and start."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"  # containers count on their own

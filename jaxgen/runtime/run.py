@@ -62,13 +62,14 @@ def opened(
 
 def description(folder: Path) -> tuple[str, Any, str]:
     """(method, config as JSON values, tokenizer as JSON) of a run or weights folder."""
+    sought = CONFIG
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        sought = TOKENIZER
         tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
         return found["method"], found["config"], tokenizer
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise UserError(f"{folder} is no run folder: it has no {missing}") from None
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run folder: it has no {sought}") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read ({error})") from None
 

@@ -42,9 +42,8 @@ def test_a_second_one_is_refused_and_the_next_one_let_in(
     monkeypatch.chdir(tmp_path)
     folder = storage.folder(where)
     for _ in range(2):
-        with lease.held(folder):
-            with pytest.raises(UserError, match=f"{where} is in use by .*process"):
-                lease.held(folder).__enter__()
+        with lease.held(folder), pytest.raises(UserError, match=rf"{where} is in use by .*process"):
+            lease.held(folder).__enter__()
 
 
 def test_of_many_that_start_at_once_one_goes_on(bucket: Bucket) -> None:
@@ -88,7 +87,7 @@ def test_another_machine_s_is_taken_over_once_it_is_silent_and_not_before(
     monkeypatch.setattr(lease, "REFRESH", 0.1)
     monkeypatch.setattr(lease, "_process", lambda pid: {"host": "far", "machine": "", "pid": pid})
     alive = lease._Lease(storage.folder(FOLDER))
-    with pytest.raises(UserError, match="in use by process .* on far"):
+    with pytest.raises(UserError, match=r"in use by process .* on far"):
         lease.held(storage.folder(FOLDER)).__enter__()
     alive.release()
 
