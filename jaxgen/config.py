@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
+from jaxgen import storage
 from jaxgen.errors import UserError
 
 SHOWN = 12  # captions of the sample grids where the config names none
@@ -142,7 +143,7 @@ class Experiment:
     name: str = "unnamed"
     """Name of the run: its folder is WORKDIR/NAME."""
     workdir: str = "runs"
-    """Folder of run folders."""
+    """Folder of run folders, on this machine or gs://BUCKET/FOLDER."""
     seed: int = 0
     """Seed of everything random: weights, order of the data, noise."""
     data: Data = Data()
@@ -218,15 +219,7 @@ class Experiment:
             if getattr(hosts, field) < 1:
                 raise UserError(f"--hosts.{field} is {getattr(hosts, field)}; give seconds above 0")
         self.optimizer.check("optimizer")
-        if "://" in self.workdir:
-            raise UserError(
-                f"--workdir {self.workdir}: runs are written to folders only, so far; mount the "
-                "bucket as one (gcsfuse) and name that"
-            )
-        place = Path(self.workdir).absolute()
-        there = next(path for path in (place, *place.parents) if path.exists())
-        if not there.is_dir():
-            raise UserError(f"--workdir {self.workdir}: {there} is no folder; choose another")
+        storage.check(self.workdir, "--workdir ")
         if self.train.sample_every < 0:
             raise UserError(f"--train.sample-every is {self.train.sample_every}; give 0 or more")
         if not 0 <= self.seed < 2**32:
@@ -240,8 +233,8 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.workdir) / self.name
+        """The run's folder; UserError where it is in a bucket that cannot be used."""
+        return storage.folder(self.workdir) / self.name
 
 
 def known() -> list[str]:

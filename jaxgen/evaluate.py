@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import functools
 import json
-import os
 import shlex
 import sys
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import tyro
 
 from jaxgen import config as configs
-from jaxgen import methods, quality, stages
+from jaxgen import methods, quality, stages, storage
 from jaxgen.data.source import Source
 from jaxgen.diffusion.sampler import network_calls
 from jaxgen.errors import UserError, reported
@@ -98,10 +97,10 @@ def _samples(runs: Sequence[Loaded], options: Options) -> None:
     how = [quality.samplers(r.config, options.counts(), options.guidance) for r in runs]
     weights = Path(options.weights) if options.weights else None
     network = quality.grader(options.features, weights, runs, options.own_eyes)
-    out = Path(options.out) if options.out else _default_out(runs[0])
+    out = storage.folder(options.out) if options.out else _default_out(runs[0])
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a .json file in it")
-    if not out.parent.is_dir():
+    if not storage.is_remote(out) and not out.parent.is_dir():
         raise UserError(f"--out {out}: {out.parent} is no folder; make it first")
     first = runs[0].config.data
     for loaded in runs[1:]:
@@ -144,7 +143,7 @@ def _accuracy(loaded: Loaded, options: Options) -> None:
         )
     predict = functools.partial(method.predict, loaded.config)
     mesh = meshes.dividing(quality.BATCH)
-    folder = Path(options.out) if options.out else loaded.folder
+    folder = storage.folder(options.out) if options.out else loaded.folder
     if stages.comes_with_jaxgen(folder):
         folder = Path(f"{loaded.config.name}_evaluation")
     if folder.exists() and not folder.is_dir():
@@ -152,7 +151,8 @@ def _accuracy(loaded: Loaded, options: Options) -> None:
     one = jax.ShapeDtypeStruct((1, source.size, source.size, 3), np.uint8)
     with stages.fitting(loaded):
         jax.eval_shape(predict, loaded.weights, one)
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    if not storage.is_remote(folder):
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
     print(classes.grade(predict, loaded.weights, source, quality.BATCH, mesh, folder))
 
 
@@ -248,9 +248,7 @@ def _default_out(loaded: Loaded) -> Path:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    storage.write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def _some(labels: Sequence[str]) -> str:

@@ -278,7 +278,7 @@ def as_json(row: Row, network: FeatureNetwork) -> dict[str, Any]:
 
 
 def _classifier(name: str) -> FeatureNetwork:
-    if ":" not in name and not Path(name).exists():
+    if ":" not in name and not Path(name).exists():  # shipped:NAME and gs://… have one
         known = ", ".join(networks.NETWORKS)
         raise UserError(f"--features {name} is no folder of a classifier, and none of {known}")
     loaded = stages.read(stages.run_folder(name))

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 import jaxgen
 from jaxgen import config as configs
-from jaxgen import methods
+from jaxgen import methods, storage
 from jaxgen.config import Experiment
 from jaxgen.data.source import digest
 from jaxgen.errors import UserError
@@ -139,8 +139,13 @@ def comes_with_jaxgen(folder: Path) -> bool:
 
 
 def compiled_beside(folder: Path) -> Path:
-    """Where programs compiled for a run are kept: beside its folder, but never among jaxgen's."""
-    elsewhere = comes_with_jaxgen(folder) or pipelines.is_pipeline(folder)
+    """Where programs compiled for a run are kept: beside its folder, but never among jaxgen's.
+
+    Nor beside published weights or in a bucket, where who only draws may not write.
+    """
+    elsewhere = (
+        comes_with_jaxgen(folder) or pipelines.is_pipeline(folder) or storage.is_remote(folder)
+    )
     return (Path(Experiment.workdir) if elsewhere else folder.parent) / ".compiled"
 
 
@@ -264,8 +269,8 @@ def judged_by(config: Experiment) -> set[str]:
     for role, value in config.roles().items():
         if role == "features":
             judges |= known_by(value) or {GONE}
-        elif (Path(value) / run.CONFIG).is_file():
-            judges |= judged_by(_config(Path(value)))
+        elif (storage.folder(value) / run.CONFIG).is_file():
+            judges |= judged_by(_config(storage.folder(value)))
         elif value in configs.known():
             judges |= judged_by(configs.load(value))
     return judges

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from jaxgen import cli, methods, stages, synthesis
+from jaxgen import cli, methods, stages, storage, synthesis
 from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.data.pipeline import batches, iterate
@@ -39,7 +39,7 @@ def main() -> None:
         began = time.monotonic()
         plan = stages.plan(config)
         batch = math.gcd(*(stage.config.train.batch for stage in plan))
-        meshes.prepare(batch, Path(config.workdir) / ".compiled")
+        meshes.prepare(batch, storage.folder(config.workdir) / ".compiled")
         hosts.join(config.hosts)
         with hosts.together():
             hosts.agree({**json.loads(configs.to_json(config)), "version of": run.versions()})

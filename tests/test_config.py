@@ -62,7 +62,7 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--model.schedule.shift", "0"], ["shift is 0"]),
         (["--train.ema=1.5"], ["--train.ema is 1.5"]),
         (["--name", "../elsewhere"], ["--name"]),
-        (["--workdir=gs://bucket/runs"], ["--workdir gs://bucket/runs", "mount the bucket"]),
+        (["--workdir=s3://bucket/runs"], ["--workdir s3://bucket/runs", "gs://BUCKET"]),
         (["--train.accumulate=0"], ["--train.accumulate is 0"]),
         (["--hosts.count=2", "--hosts.index=2"], ["--hosts.index is 2", "0 to 1"]),
         (["--hosts.coordinator=here"], ["--hosts.coordinator 'here'", "HOST:PORT"]),

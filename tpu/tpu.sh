@@ -14,7 +14,7 @@ Commands; NAME is a name that you choose for the slice:
            request, and up to --tries times after any other code but 0 and 2. End it with Ctrl-C
            and start it again at will: training goes on without it.
   create   asks for the slice (queued; spot unless --on-demand)
-  setup    Python and jaxgen[tpu] on all workers; checks that all have the same versions
+  setup    Python and jaxgen[tpu,gcs] on all workers; checks that all have the same versions
   launch   python -m jaxgen.train on all workers; goes on when this connection ends
   status   the request's state; a line per worker: training, version, end of its log
   logs     the end of every worker's log

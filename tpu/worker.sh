@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on each TPU VM; tpu.sh copies it there and calls it.
 #
-#   worker.sh setup SOURCE [CONSTRAINTS]  Python and jaxgen[tpu] into venv/ beside this file
+#   worker.sh setup SOURCE [CONSTRAINTS]  Python and jaxgen[tpu,gcs] into venv/ beside this file
 #   worker.sh launch WORKDIR OPTION...    starts training apart from this shell; no-op while it runs
 #   worker.sh status                      one line: @ HOST STATE VERSION LAST-LINE-OF-LOG
 #   worker.sh log | stop                  the end of the log | SIGTERM, and SIGKILL after a while
@@ -31,8 +31,8 @@ setup() {
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
   uv venv --quiet --allow-existing --python "$python_version" venv
-  local wanted="jaxgen[tpu] @ $1" constraints=()
-  [[ $1 == git+* ]] || wanted="jaxgen[tpu] @ file://$PWD/$1"
+  local wanted="jaxgen[tpu,gcs] @ $1" constraints=()
+  [[ $1 == git+* ]] || wanted="jaxgen[tpu,gcs] @ file://$PWD/$1"
   [[ -z ${2:-} ]] || constraints=(--constraints "$2")
   uv pip install --quiet --python venv/bin/python --reinstall-package jaxgen \
     "${constraints[@]}" "$wanted"

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,18 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
-from jaxgen.errors import UserError
+from jaxgen import storage
+from jaxgen.errors import UserError, trouble
 from jaxgen.runtime import hosts
 from jaxgen.state import State
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the last two and the one of lowest loss are kept."""
+    """The checkpoints of one run folder: the last two and the one of lowest loss are kept.
+
+    Orbax writes them to a bucket directly, every host its own part. What makes one valid there is
+    the object that it writes last, as the new name of the folder does on a disk.
+    """
 
     def __init__(self, folder: Path, every: int, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised and said once
@@ -32,7 +36,7 @@ class Checkpoints:
             if step < newest and not read_only and not _loss_file(folder, step).exists():
                 self._damaged.remove(step)
                 if hosts.is_first():
-                    shutil.rmtree(folder / str(step), ignore_errors=True)
+                    storage.remove(folder / str(step))
         if read_only and self._damaged:
             raise UserError(f"checkpoints {self._damaged} in {folder} are damaged; remove them")
         hosts.barrier("checkpoints looked at")
@@ -40,7 +44,7 @@ class Checkpoints:
             self._set_aside(step)
         policies = preservation_policy
         self._manager = ocp.CheckpointManager(
-            folder.absolute(),
+            folder if storage.is_remote(folder) else folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=save_decision_policy.AnySavePolicy(
                     [
@@ -111,6 +115,8 @@ class Checkpoints:
                     ),
                 )
             except Exception as error:  # whatever a damaged file makes the reader raise
+                if trouble(error):
+                    raise
                 reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
                 say(f"checkpoint {step} cannot be read ({type(error).__name__}: {reason})")
                 unreadable.append(step)
@@ -138,7 +144,7 @@ class Checkpoints:
         path = self.folder / str(step)
         if hosts.is_first() and path.is_dir():
             aside = self.folder / f"unreadable-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
+            storage.remove(aside)
             path.rename(aside)
         hosts.barrier(f"checkpoint {step} set aside")
 
@@ -146,14 +152,16 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
+        except Exception as error:
             told = str(error).lower()  # tensorstore says it in a ValueError
-            if isinstance(error, ValueError) and not ("os_error" in told or "space" in told):
+            full = isinstance(error, ValueError) and ("os_error" in told or "space" in told)
+            if not (full or isinstance(error, OSError) or trouble(error)):
                 raise
             kept = self.steps()
+            remedy = "see to network and rights" if trouble(error) else "free space there"
             raise UserError(
                 f"cannot write a checkpoint in {self.folder} ({str(error).splitlines()[0][:160]}); "
-                f"good ones are kept: {kept or 'none'}; free space there and run again"
+                f"good ones are kept: {kept or 'none'}; {remedy} and run again"
             ) from error
 
 
@@ -164,7 +172,10 @@ def _goodness(metrics: Any) -> float:
 def _numbered(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    there = [path for path in folder.iterdir() if path.name.isdigit()]
+    if storage.is_remote(folder):  # others were not finished when the run was killed
+        there = [path for path in there if (path / "commit_success.txt").exists()]
+    return sorted(int(path.name) for path in there)
 
 
 def _loss_file(folder: Path, step: int) -> Path:
@@ -174,5 +185,7 @@ def _loss_file(folder: Path, step: int) -> Path:
 def _has_loss(folder: Path, step: int) -> bool:
     try:
         return "loss" in json.loads(_loss_file(folder, step).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if trouble(error):
+            raise
         return False

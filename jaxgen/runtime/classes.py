@@ -1,7 +1,6 @@
 """Classes of many pictures by any method that predicts them, and how often that is right."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxgen import storage
 from jaxgen.data.source import Images, Source
 from jaxgen.errors import UserError
 from jaxgen.metrics import classification
@@ -66,9 +66,7 @@ def grade(
         "recall": dict(zip(source.labels, recall, strict=True)),
         "confusion": counts.tolist(),
     }
-    partial = folder / f".{EVALUATION}.partial"
-    partial.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / EVALUATION)
+    storage.write_text(folder / EVALUATION, json.dumps(values, ensure_ascii=False) + "\n")
     pictures.save(pictures.confusion(counts, source.labels), picture)
     value, low, high = (100 * share for share in accuracy)
     return (

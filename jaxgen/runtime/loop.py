@@ -93,6 +93,7 @@ def fit(
             if save:
                 loss = float(np.mean(since_save))
                 since_save.clear()
+                log.save()
                 checkpoints.save(done, state, data.get_state(), loss, force=True)
             if stopped:
                 checkpoints.close()

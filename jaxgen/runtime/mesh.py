@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxgen import storage
 from jaxgen.config import Mesh as MeshConfig
 from jaxgen.errors import UserError
 from jaxgen.runtime import topologies
@@ -34,7 +35,8 @@ def prepare(batch: int, cache: Path | None = None) -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
     if cache is not None and jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
+        place = cache if storage.is_remote(cache) else cache.absolute()
+        jax.config.update("jax_compilation_cache_dir", str(place))
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

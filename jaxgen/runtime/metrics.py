@@ -1,13 +1,14 @@
 """The metrics log of a run: JSON lines and TensorBoard."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxgen import storage
 
 
 def _summary_writer() -> Any:
@@ -23,16 +24,23 @@ def _summary_writer() -> Any:
 
 
 SummaryWriter = _summary_writer()
+LINES = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl and to TensorBoard; on resume, later lines are cut off first."""
+    """Appends to metrics.jsonl and to TensorBoard; on resume, later lines are cut off first.
+
+    In a bucket they are as they were at the last `save`, which must come before a checkpoint's: so
+    no line up to it can miss.
+    """
 
     def __init__(self, folder: Path, step: int):
-        self._path = folder / "metrics.jsonl"
-        _cut(self._path, step)
-        self._lines = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._growing = storage.Growing(folder)
+        self._growing.pull(LINES)
+        path = self._growing.path / LINES
+        _cut(path, step)
+        self._lines = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(path.with_name("tensorboard")), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Mean values of the steps since the last line, under the count of steps done."""
@@ -45,10 +53,18 @@ class MetricsLog:
         """A uint8 picture [h, w, 3] for TensorBoard."""
         self._board.add_image(name, image, step, dataformats="HWC")
 
+    def save(self) -> None:
+        """Makes what was written outlive this machine, where the run's folder does."""
+        if self._growing.is_copy:
+            self._board.flush()
+            self._growing.push()
+
     def close(self) -> None:
         """Writes out what is buffered."""
         self._lines.close()
         self._board.close()
+        self._growing.push()
+        self._growing.close()
 
 
 class NoLog(MetricsLog):
@@ -63,13 +79,16 @@ class NoLog(MetricsLog):
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Nothing."""
 
+    def save(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 
 
 def read(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics log."""
-    path = folder / "metrics.jsonl"
+    path = folder / LINES
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -85,6 +104,4 @@ def _cut(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:  # a line cut short by a kill
             break
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    storage.write_text(path, "".join(kept))

@@ -1,7 +1,6 @@
 """Grids of images, and confusion matrices, with words beside them, as PNG files."""
 
 import bisect
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from font_roboto import Roboto  # pyright: ignore[reportAttributeAccessIssue]
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxgen import storage
 from jaxgen.metrics import classification
 
 Images = UInt8[np.ndarray, "n h w 3"]
@@ -72,9 +72,8 @@ def confusion(counts: Int[np.ndarray, "c c"], labels: Sequence[str]) -> Image.Im
 
 def save(picture: Image.Image, path: Path) -> None:
     """Writes a PNG, atomically."""
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format="PNG")
-    os.replace(partial, path)
+    with storage.written(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def _named(

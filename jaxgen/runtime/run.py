@@ -1,10 +1,8 @@
 """A run's folder: what it is, what it learnt, what it drew."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +11,10 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from jaxgen import config as configs
+from jaxgen import storage
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
-from jaxgen.runtime import hosts
+from jaxgen.runtime import hosts, lease
 from jaxgen.weights import files
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
@@ -40,7 +39,7 @@ def opened(
     labels: Sequence[str],
     fingerprint: str,
 ) -> Iterator[Path]:
-    """The run's folder, made or found again, locked against a second process.
+    """The run's folder, made or found again, closed to a second process (see `lease.held`).
 
     `fingerprint` is that of the data and of the weights that the run builds on. Raises UserError
     when the folder cannot be written, is in use, or holds a run of another config or other data.
@@ -50,35 +49,27 @@ def opened(
         hosts.barrier("run folder opened")
         yield folder
         return
-    try:
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}); choose another --workdir"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is in use by another process; wait, or use --name") from None
+    with lease.held(folder):
+        if not storage.is_remote(folder):
+            (folder / "samples").mkdir(exist_ok=True)
         refuse_other(config, method)
         _refuse_other_data(folder, fingerprint)
-        _write(folder / CONFIG, _description(config, method, labels, fingerprint))
-        _write(folder / TOKENIZER, tokenizer.to_str())
+        storage.write_text(folder / CONFIG, _description(config, method, labels, fingerprint))
+        storage.write_text(folder / TOKENIZER, tokenizer.to_str())
         hosts.barrier("run folder opened")
         yield folder
 
 
 def description(folder: Path) -> tuple[str, Any, str]:
     """(method, config as JSON values, tokenizer as JSON) of a run or weights folder."""
+    sought = CONFIG
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        sought = TOKENIZER
         tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
         return found["method"], found["config"], tokenizer
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise UserError(f"{folder} is no run folder: it has no {missing}") from None
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no run folder: it has no {sought}") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read ({error})") from None
 
@@ -146,9 +137,3 @@ def _description(config: Experiment, method: str, labels: Sequence[str], fingerp
         "data": fingerprint,
     }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -1,7 +1,7 @@
 """Trees of weights as safetensors files: flat names, float16 or float32, zero rows left out."""
 
 import contextlib
-import os
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxgen.errors import UserError
+from jaxgen import storage
+from jaxgen.errors import UserError, trouble
 
 ROWS, VALUES = "#rows", "#values"
 
@@ -37,14 +38,13 @@ def save(
             flat[name + VALUES] = values[rows]
         else:
             flat[name] = values
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    if not storage.is_remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(flat, partial, {key: str(value) for key, value in metadata.items()})
-        partial.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(partial, path)
+        with storage.written(path) as partial:
+            save_file(flat, partial, {key: str(value) for key, value in metadata.items()})
+            partial.chmod(0o644)  # safetensors makes files that only their owner can read
     except (SafetensorError, OSError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path} ({error}); free space there and run again") from None
 
 
@@ -65,6 +65,10 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def load_metadata(path: Path) -> dict[str, str]:
     """The metadata alone, without reading the weights."""
+    if storage.is_remote(path):
+        with path.open("rb") as file:  # a local copy is what `safe_open` would need
+            length = int.from_bytes(file.read(8), "little")
+            return json.loads(file.read(length)).get("__metadata__", {})
     with opened(path) as file:
         return file.metadata() or {}
 
@@ -73,9 +77,11 @@ def load_metadata(path: Path) -> dict[str, str]:
 def opened(path: Path) -> Iterator[Any]:
     """A safetensors file, its header checked; UserError where it is none or is damaged."""
     try:
-        with safe_open(path, "numpy") as file:
+        with storage.local(path) as copy, safe_open(copy, "numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
+        if trouble(error):
+            raise
         raise UserError(
             f"weights {path} cannot be read ({error}); copy or train them again"
         ) from None

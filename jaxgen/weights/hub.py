@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jaxgen import storage
 from jaxgen.errors import UserError
 
 PREFIX = "hf:"
@@ -10,12 +11,12 @@ _UNWANTED = ["*.fp16.*", "*non_ema*", "*.bin", "*safety_checker*", "*onnx*", "*o
 
 
 def located(argument: str) -> Path:
-    """The folder that is meant by a path or by hf:OWNER/NAME, fetched first if it is not here yet.
+    """The folder that a path, gs://… or hf:OWNER/NAME means; the last is fetched if need be.
 
     Raises UserError where it cannot be fetched.
     """
     if not argument.startswith(PREFIX):
-        return Path(argument)
+        return storage.folder(argument)
     name = argument.removeprefix(PREFIX)
     try:
         from huggingface_hub import snapshot_download

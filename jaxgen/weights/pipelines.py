@@ -17,6 +17,7 @@ import numpy as np
 from einops import rearrange
 from tokenizers import Tokenizer
 
+from jaxgen import storage
 from jaxgen.diffusion import codec as codecs
 from jaxgen.diffusion import denoiser
 from jaxgen.diffusion.denoiser import SECOND, Denoiser
@@ -24,7 +25,7 @@ from jaxgen.errors import UserError
 from jaxgen.models.autoencoder import AutoencoderConfig
 from jaxgen.text import clip
 from jaxgen.text.encoder import clip_names
-from jaxgen.weights import layouts, mapped
+from jaxgen.weights import hub, layouts, mapped
 from jaxgen.weights.stable_diffusion import params_from_torch
 
 INDEX = "model_index.json"
@@ -71,7 +72,9 @@ def load(folder: str | Path) -> tuple[Pipeline, Tokenizer, denoiser.Weights]:
 
     Raises UserError where something is missing, damaged, or asks for what jaxgen does not have.
     """
-    folder = Path(folder)
+    folder = hub.located(str(folder))
+    if storage.is_remote(folder):
+        raise UserError(f"{folder}: published weights are mapped into memory; copy them here first")
     pipeline, tokenizer = describe(folder)
     model = pipeline.model
     shapes = jax.eval_shape(functools.partial(denoiser.init, model, 8), jax.random.key(0))

@@ -166,7 +166,7 @@ def test_watch_takes_a_fresh_project_to_a_trained_model(cloud: Cloud):
         ]
         home = cloud.folder / f"lives/1/worker-{i}"
         install = (home / "uv").read_text().splitlines()[1]
-        assert install.endswith(f"jaxgen[tpu] @ file://{home}/jaxgen-tpu/{cloud.wheel.name}")
+        assert install.endswith(f"jaxgen[tpu,gcs] @ file://{home}/jaxgen-tpu/{cloud.wheel.name}")
         (log,) = (cloud.folder / f"bucket/b/runs/worker-logs/worker-{i}").iterdir()
         assert "step 10 of 10" in log.read_text()
 

@@ -1,0 +1,188 @@
+"""A run whose folder is in a bucket, as a user starts it; the bucket is a stand-in for Google's."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bucket import Bucket, served
+from PIL import Image
+from tiny import DIT_MODEL
+
+from jaxgen import sample, stages, storage, train
+from jaxgen.errors import UserError
+from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime.checkpoints import Checkpoints
+from jaxgen.state import State
+
+RUN = "gs://bucket/runs/teacher"
+CONFIG = """
+from jaxgen.config import Data, Optimizer, Train
+from jaxgen.methods.diffusion import Diffusion
+from tiny import DIT_MODEL
+config = Diffusion(
+    name="teacher",
+    data=Data(name="imagefolder:pictures", size=16),
+    model=DIT_MODEL,
+    train=Train(steps=9, batch=8, log_every=1, sample_every=0, checkpoint_every=3),
+    optimizer=Optimizer(decay="constant"),
+    sampler_steps=3,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with served() as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("work")
+    (place / "pictures").mkdir()
+    for n in range(8):
+        image = np.full((16, 16, 3), 30 * n, np.uint8)
+        Image.fromarray(image).save(place / f"pictures/{n}.png")
+        (place / f"pictures/{n}.txt").write_text(f"picture {n}")
+    (place / "teacher.py").write_text(CONFIG)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def here(folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder, with the bucket as Google's, and with this process's devices as they are."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(meshes, "prepare", lambda *_: None)
+    storage._reach.cache_clear()
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def start(folder: Path, bucket: Bucket, workdir: str) -> subprocess.Popen:
+    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxgen.train", "--config=teacher.py", f"--workdir={workdir}"],
+        cwd=folder,
+        env={**os.environ, **bucket.environment, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, bucket: Bucket) -> str:
+    """Trains in the bucket, with a kill in the midst of the second save; what the next run said."""
+    whole = start(folder, bucket, "runs")
+    killed = start(folder, bucket, "gs://bucket/runs")
+
+    def kill(name: str) -> int:
+        if name == "runs/teacher/checkpoints/6/commit_success.txt":
+            killed.kill()
+            killed.wait()
+        return 200 if killed.poll() is None else 0
+
+    bucket.before = kill
+    said, _ = killed.communicate()
+    bucket.before = lambda name: 200
+    assert killed.returncode == -signal.SIGKILL, said[-2000:]
+    assert "runs/teacher/checkpoints/6/state/manifest.ocdbt" in bucket.names()
+    resumed = start(folder, bucket, "gs://bucket/runs")
+    for process in (resumed, whole):
+        said, _ = process.communicate()
+        assert process.returncode == 0, said[-2000:]
+        if process is resumed:
+            told = said
+    return told
+
+
+def test_killed_and_resumed_in_a_bucket_is_bit_for_bit_undisturbed_on_a_disk(
+    folder: Path, bucket: Bucket, trained: str
+) -> None:
+    assert "going on from the checkpoint of step 3" in trained
+    assert "cannot be read" not in trained, "a save that was not finished is no damage"
+    for name in ("model.safetensors", "metrics.jsonl"):
+        there, here = bucket.read(f"runs/teacher/{name}"), folder / "runs/teacher" / name
+        assert there == here.read_bytes(), name
+    names = {name.removeprefix("runs/teacher/") for name in bucket.names()}
+    assert {"config.json", "tokenizer.json", "samples/final.png"} <= names
+    assert [n for n in names if n.startswith("tensorboard/")]
+    steps = {n.split("/")[1] for n in names if n.startswith("checkpoints/")}
+    assert steps == {"6", "9"}
+    assert ".lock" not in names
+    assert not (folder / "gs:").exists()
+
+
+def test_a_run_in_a_bucket_is_sampled_and_builds_others(
+    folder: Path, trained: str, monkeypatch: pytest.MonkeyPatch, add_config
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["sample", f"--run={RUN}", "--prompt=picture 3", "--out=one.png"]
+    )
+    sample.main()
+    with Image.open(folder / "one.png") as image:
+        assert image.size == (16, 16)
+    student = dataclasses.replace(
+        add_config, teacher=RUN, workdir="gs://bucket/runs", model=DIT_MODEL
+    )
+    assert str(stages.plan(student)[-1].sources["teacher"]) == RUN
+    assert stages.read(storage.folder(RUN)).step == 9
+
+
+def test_what_a_bucket_refuses_is_one_line_and_the_good_checkpoint_is_used(
+    bucket: Bucket, capsys: pytest.CaptureFixture
+) -> None:
+    folder = storage.folder("gs://bucket/refused/checkpoints")
+    state = State(jnp.zeros((), int), {"p": jnp.arange(8.0)}, {}, {})
+    checkpoints = Checkpoints(folder, 1)
+    checkpoints.save(1, state, {}, 1.0)
+    checkpoints.close()
+    checkpoints = Checkpoints(folder, 1)
+    bucket.before = lambda name: 403 if "/2/state/" in name else 200
+    checkpoints.save(2, state, {}, 1.0)
+    with pytest.raises(UserError, match=r"cannot write a checkpoint .*good ones are kept: \[1\]"):
+        checkpoints.close()
+    bucket.before = lambda name: 403
+    with pytest.raises(UserError, match=r"cannot write gs://bucket/one.png .*Forbidden"):
+        storage.write_text(storage.folder("gs://bucket/one.png"), "")
+    bucket.before = lambda name: 200
+    again = Checkpoints(folder, 1)
+    found = again.restore(state, print, mend=True)
+    again.close()
+    assert found is not None
+    np.testing.assert_array_equal(found[0].params["p"], state.params["p"])
+    assert "cannot be read" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "words"),
+    [
+        (train.main, ["--workdir=gs://nowhere/runs"], "there is no bucket gs://nowhere; make it"),
+        (train.main, ["--workdir=s3://bucket/runs"], "--workdir s3://bucket/runs: give a folder"),
+        (sample.main, ["--run=gs://bucket/no", "--prompt=a"], "bucket/no is no run folder: it has"),
+    ],
+)
+def test_a_place_that_is_not_there_is_one_line(
+    main, arguments: list[str], words: str, refused
+) -> None:
+    config = ["--config=teacher.py"] if main is train.main else []
+    assert words in refused(main, *config, *arguments)
+
+
+def test_without_gcsfs_or_a_network_one_line_says_so(
+    refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--config=teacher.py", "--workdir=gs://bucket/runs"]
+    monkeypatch.setattr(storage, "SECONDS", 0.1)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
+    assert "gs://bucket cannot be reached" in refused(train.main, *arguments)
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    assert 'needs gcsfs: pip install "jaxgen[gcs]"' in refused(train.main, *arguments)
