@@ -32,7 +32,6 @@ config = Add(
         prediction="epsilon",  # of the base model; the one for 768 px predicts v
     ),
     autoencoder=dataclasses.replace(SD_AUTOENCODER, dtype="bfloat16", remat="blocks"),
-    spacing="turbo",
     # DINOv2 ViT-S/14 as the paper's judge, if --judge.weights names the file; else EfficientNet.
     judge=JudgeConfig(features="", resize=224, dtype="bfloat16", augment=("translation", "cutout")),
     mesh=Mesh(data=1, fsdp=-1),

@@ -169,6 +169,15 @@ class Experiment:
         """The role whose words are all that the run can ever know; empty: it learns its data's."""
         return ""
 
+    @property
+    def words_added_to(self) -> str:
+        """The role whose words the run knows too, beside its data's; empty: none."""
+        return ""
+
+    def fitted(self, other: "Experiment") -> "Experiment":
+        """The config by which the network of a role, trained by `other`, is used in this run."""
+        return other
+
     def resolved(self, vocabulary: int, classes: int) -> "Experiment":
         """The config with what only the data and the tokenizer know filled in."""
         del vocabulary, classes

@@ -243,8 +243,9 @@ def _cells(found: dict[str, Estimate], columns: dict[str, tuple[str, float, int]
 
 
 def _default_out(loaded: Loaded) -> Path:
-    own = stages.comes_with_jaxgen(loaded.folder)
-    return Path("quality.json") if own else loaded.folder / "quality.json"
+    return (
+        Path("quality.json") if stages.is_given(loaded.folder) else loaded.folder / "quality.json"
+    )
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from jaxgen import config as configs
 from jaxgen import exported, stages
 from jaxgen.errors import UserError, reported
@@ -18,7 +20,7 @@ class Options:
     """Folder of a finished run, shipped:NAME, or a folder of published weights."""
     to: Literal["diffusers", "safetensors", "stablehlo"] = "diffusers"
     """diffusers: a folder that DiffusionPipeline.from_pretrained opens. safetensors: every tensor
-    in one file. stablehlo: one program from token ids to pixels, which needs JAX alone to run."""
+    in one file. stablehlo: one program from token ids to pixels, which runs without jaxgen."""
     out: str = ""
     """Folder to make; it must not be there yet, or be empty."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -32,7 +34,9 @@ class Options:
         """Raises UserError for options that are wrong whatever the run is."""
         if not self.out:
             raise UserError("--out is missing; name a folder to make")
-        out = Path(self.out)
+        if "://" in self.out:
+            raise UserError(f"--out {self.out} is no folder of this machine; copy it there after")
+        out = Path(self.out).resolve()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out} is there already; name a folder to make")
         if self.to != "stablehlo" and (self.steps, self.guidance) != (None, None):
@@ -45,7 +49,7 @@ def main() -> None:
         folder = stages.run_folder(options.run)
         meshes.prepare(1, stages.compiled_beside(folder))
         loaded = stages.read(folder)
-        out = Path(options.out)
+        out = Path(options.out).resolve()
         partial = out.with_name(f".{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -54,12 +58,13 @@ def main() -> None:
             if out.exists():
                 out.rmdir()
             partial.rename(out)
-        except OSError as error:
-            raise UserError(f"cannot write {out} ({error.strerror or error})") from None
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot write --out {options.out} ({why}); free space there") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        print(f"{out}: {size / 1e6:.1f} MB")
+        print(f"{options.out}: {size / 1e6:.1f} MB")
         for note in notes:
             print(note)
 

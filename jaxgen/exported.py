@@ -109,7 +109,7 @@ def stablehlo(
 
 def _weights(loaded: Loaded, folder: Path, dtype: str) -> dict[str, np.ndarray]:
     flat = {
-        name: np.ascontiguousarray(tensor, dtype)
+        name: np.asarray(tensor, dtype, order="C")
         for name, tensor in flatten_dict(loaded.weights, sep=".").items()
     }
     metadata = {"method": methods.name(loaded.config), "config": configs.to_json(loaded.config)}

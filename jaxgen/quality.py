@@ -176,18 +176,21 @@ def reconstructed(
 def _in_blocks(
     loaded: Loaded, program: Callable[[Any, Any, Any], Array], rows: Any
 ) -> tuple[UInt8[np.ndarray, "m h w 3"], float]:
-    """The images that the program makes of weights, number and rows of each block of `BATCH`."""
-    mesh = meshes.dividing(BATCH)
+    """The images that the program makes of weights, number and rows of each block."""
+    batch = meshes.images_at_once(loaded.config.data.size)
+    mesh = meshes.dividing(batch)
     weights = meshes.put(loaded.weights, meshes.replicated(mesh))
     blocks = [
-        meshes.put_padded(mesh, rows[start : start + BATCH], BATCH)
-        for start in range(0, len(rows), BATCH)
+        meshes.put_padded(mesh, rows[start : start + batch], batch)
+        for start in range(0, len(rows), batch)
     ]
     with stages.fitting(loaded):
-        compiled = jax.jit(program).lower(weights, np.int32(0), blocks[0]).compile()
+        compiled = (
+            jax.jit(meshes.known(mesh, program)).lower(weights, np.int32(0), blocks[0]).compile()
+        )
     begun = time.monotonic()
     images = [np.asarray(compiled(weights, np.int32(n), block)) for n, block in enumerate(blocks)]
-    seconds = (time.monotonic() - begun) / (len(blocks) * BATCH)
+    seconds = (time.monotonic() - begun) / (len(blocks) * batch)
     return np.concatenate(images)[: len(rows)], seconds
 
 

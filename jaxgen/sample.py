@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from PIL import Image
@@ -25,13 +26,16 @@ from jaxgen.runtime import pictures, reconstructions
 from jaxgen.text import tokenizer as words
 
 LINE = 7  # pictures on the line between two codes, both ends among them
-STRENGTH = 0.6
+DEFAULT, STRENGTH = "runs/add", 0.6
+NOT_OF_CODECS = ("steps", "guidance", "solver", "spacing")
+NOT_OF_CODECS += ("size", "dtype", "negative_prompt", "start")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    run: str = "runs/add"
-    """Folder of a run, finished or not, or shipped:NAME: weights that come with jaxgen."""
+    run: str = ""
+    """Folder of a run, finished or not, or shipped:NAME: weights that come with jaxgen; runs/add
+    where neither this nor --weights is given."""
     weights: str = ""
     """In the run's place: a folder of published Stable Diffusion weights (in diffusers' layout), or
     hf:OWNER/NAME."""
@@ -58,6 +62,8 @@ class Options:
     """trailing, leading, linspace, karras or turbo; the method's own by default."""
     size: int | None = None
     """Side of the images in pixels; that of training by default."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What the networks compute in; as their config says by default."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -65,6 +71,10 @@ class Options:
         """Raises UserError for options that are wrong whatever the run is."""
         if not (self.prompt or self.image):
             raise UserError('--prompt is missing; say what to draw: --prompt "un cœur rouge"')
+        if self.run and self.weights:
+            raise UserError("--run and --weights both say what draws; give one of them")
+        if self.size is not None and self.size < 1:
+            raise UserError(f"--size is {self.size}; give pixels above 0")
         if self.strength is not None and not self.start:
             raise UserError("--strength is for a picture to start from; name it with --start")
         if len(self.start) > 1 and len(self.start) != len(self.prompt):
@@ -85,7 +95,7 @@ def main() -> None:
         options = configs.parse(Options(), sys.argv[1:], "python -m jaxgen.sample")
         out = Path(options.out)
         _writable(out)
-        folder = stages.run_folder(options.weights or options.run)
+        folder = stages.run_folder(options.weights or options.run or DEFAULT)
         meshes.prepare(len(options.prompt or options.image), stages.compiled_beside(folder))
         loaded = stages.read_unfinished(folder, _say)
         method = methods.of(loaded.config)
@@ -99,12 +109,17 @@ def main() -> None:
             )
         if not hasattr(method, "sample"):
             raise UserError(f"{folder} is a {methods.name(loaded.config)} run: it draws nothing")
-        loaded = _resized(loaded, options.size)
+        loaded = _changed(loaded, options)
         sampler = _sampler(method.samplers(loaded.config), options)
         method.check_sampler(loaded.config, sampler)
         length = loaded.config.caption_length
         seen = method.seen_words(loaded.weights)
-        for prompt in options.prompt:
+        if options.negative_prompt and sampler.guidance == 1:
+            raise UserError("--negative-prompt needs --guidance above 1, by which it leads away")
+        if sampler.guidance == 0:
+            _say("guidance 0 leaves the prompt out; for none, which diffusers calls 0, give 1")
+        negative = (options.negative_prompt,) if options.negative_prompt else ()
+        for prompt in options.prompt + negative:
             for note in words.check_prompt(loaded.tokenizer, prompt, length, seen):
                 _say(note)
         images, first, seconds = _drawn(loaded, method, sampler, options)
@@ -119,11 +134,11 @@ def _reconstruct(loaded: stages.Loaded, method, options: Options, out: Path) -> 
     """A sheet of pictures as they are and as they come back, and the lines between their codes."""
     if not options.image:
         raise UserError(
-            f"{options.run} is a {methods.name(loaded.config)} run: it reconstructs pictures; "
+            f"{loaded.folder} is a {methods.name(loaded.config)} run: it reconstructs pictures; "
             "name some with --image"
         )
-    for name in ("steps", "guidance", "solver", "spacing", "size", "negative_prompt", "start"):
-        if getattr(options, name):
+    for name in NOT_OF_CODECS:
+        if getattr(options, name) not in (None, "", ()):
             option = name.replace("_", "-")
             raise UserError(f"--{option} has no meaning for an autoencoder; leave it out")
     images = np.stack([open_picture(file, loaded.config.data.size) for file in options.image])
@@ -166,14 +181,20 @@ def _sampler(own: dict[str, Sampler], options: Options) -> Sampler:
     return sampler
 
 
-def _resized(loaded: stages.Loaded, size: int | None) -> stages.Loaded:
-    """The same weights for images of another size, where their network is for any."""
-    if size is None or size == loaded.config.data.size:
-        return loaded
-    if not hasattr(loaded.config, "resized"):
-        raise UserError(f"--size {size}: {loaded.folder} draws {loaded.config.data.size} px only")
+def _changed(loaded: stages.Loaded, options: Options) -> stages.Loaded:
+    """The same weights for images of another size, or computed with in another type."""
     config: Any = loaded.config
-    return dataclasses.replace(loaded, config=config.resized(size))
+    if options.size not in (None, config.data.size):
+        if not hasattr(config, "resized"):
+            raise UserError(
+                f"--size {options.size}: {loaded.folder} draws {config.data.size} px only"
+            )
+        config = config.resized(options.size)
+    if options.dtype:
+        if not hasattr(config, "computed_in"):
+            raise UserError(f"--dtype has no meaning for a run of {methods.name(config)}")
+        config = config.computed_in(options.dtype)
+    return dataclasses.replace(loaded, config=config)
 
 
 def _drawn(
@@ -197,7 +218,8 @@ def _drawn(
     mesh = meshes.dividing(len(prompts))
     sample = meshes.known(mesh, functools.partial(method.sample, config))
     program = jax.jit(sample, static_argnums=3)
-    weights = meshes.put(loaded.weights, meshes.replicated(mesh))
+    half = options.dtype == "bfloat16"
+    weights = meshes.put(loaded.weights, meshes.replicated(mesh), jnp.bfloat16 if half else None)
     ids, more = jax.device_put((encoded(prompts), more), meshes.over_batch(mesh))
     key = jax.random.key(options.seed)
     begun = time.monotonic()

@@ -138,14 +138,17 @@ def comes_with_jaxgen(folder: Path) -> bool:
     return folder.resolve().parent == _PRETRAINED.resolve()
 
 
+def is_given(folder: Path) -> bool:
+    """Whether nothing may be written to the folder: it is jaxgen's own, or published weights."""
+    return comes_with_jaxgen(folder) or pipelines.is_pipeline(folder)
+
+
 def compiled_beside(folder: Path) -> Path:
     """Where programs compiled for a run are kept: beside its folder, but never among jaxgen's.
 
     Nor beside published weights or in a bucket, where who only draws may not write.
     """
-    elsewhere = (
-        comes_with_jaxgen(folder) or pipelines.is_pipeline(folder) or storage.is_remote(folder)
-    )
+    elsewhere = is_given(folder) or storage.is_remote(folder)
     return (Path(Experiment.workdir) if elsewhere else folder.parent) / ".compiled"
 
 
@@ -254,7 +257,7 @@ def _content(folder: Path) -> bytes:
     if not pipelines.is_pipeline(folder):
         return (folder / run.WEIGHTS).read_bytes()
     found = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
+    for file in pipelines.files_of(folder):
         with file.open("rb") as content:
             found.update(hashlib.file_digest(content, "sha256").digest())
     return found.digest()
@@ -302,5 +305,6 @@ def fill(stage: Stage) -> dict[str, Any]:
                 else FROM_FILE[source](stage.config.weights_file(role))
             )
         else:
-            filled[role] = read(source)
+            found = read(source)
+            filled[role] = dataclasses.replace(found, config=stage.config.fitted(found.config))
     return filled

@@ -23,7 +23,6 @@ from jaxgen.stages import Loaded
 from jaxgen.state import stream
 from jaxgen.text import tokenizer as words
 
-BATCH = 64  # images that are drawn at once
 FORMAT = 1  # to be raised where the code changes what is drawn
 
 
@@ -87,15 +86,14 @@ def _key(
     own = {
         field: value
         for field, (_, value) in configs.differences(type(config)(), config).items()
-        if field.partition(".")[0] not in general
+        if field.partition(".")[0] not in {*general, "codec"}  # whose weights are among the weights
     }
     how = (methods.name(config), config.data.size, sorted(own.items()))
     told = (FORMAT, how, sampler, captions, seed)
     leaves = jax.tree_util.tree_leaves_with_path(loaded.weights)
     weights = [
-        part
+        f"{jax.tree_util.keystr(path)} {digest(np.ascontiguousarray(leaf).tobytes())}".encode()
         for path, leaf in leaves
-        for part in (jax.tree_util.keystr(path).encode(), np.ascontiguousarray(leaf).tobytes())
     ]
     return digest(repr(told).encode(), np.ascontiguousarray(ids).tobytes(), *weights)
 
@@ -108,16 +106,17 @@ def _drawer(
     Each host draws all of them, on its own devices: they are few.
     """
     method = methods.of(loaded.config)
-    mesh = meshes.dividing(BATCH)
+    batch = meshes.images_at_once(loaded.config.data.size)
+    mesh = meshes.dividing(batch)
     weights = meshes.put(loaded.weights, meshes.replicated(mesh))
     sample = meshes.known(mesh, functools.partial(method.sample, loaded.config))
     program = jax.jit(sample, static_argnums=3)
 
     def draw(numbers: range) -> UInt8[np.ndarray, "n size size 3"]:
         images = []
-        for start in range(numbers.start, numbers.stop, BATCH):
-            block = ids[start : min(start + BATCH, numbers.stop)]
-            caption = meshes.put_padded(mesh, block, BATCH)
+        for start in range(numbers.start, numbers.stop, batch):
+            block = ids[start : min(start + batch, numbers.stop)]
+            caption = meshes.put_padded(mesh, block, batch)
             drawn = program(weights, stream(seed, start, "drawn"), caption, sampler)
             images.append(np.asarray(drawn)[: len(block)])
         return np.concatenate(images)

@@ -26,7 +26,7 @@ from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog, NoLog
 from jaxgen.runtime.progress import Bar, duration
-from jaxgen.stages import Loaded, Stage
+from jaxgen.stages import Stage
 from jaxgen.state import State, stream
 from jaxgen.text import tokenizer as words
 
@@ -206,11 +206,10 @@ def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> To
     and a good half of the captions has none that is known.
     """
     captions = [text for texts in source.captions for text in texts]
-    for role, found in filled.items():
-        if not (isinstance(found, Loaded) and hasattr(methods.of(found.config), "seen_words")):
-            continue
-        if role != config.words_of:
-            return words.extended(found.tokenizer, captions)
+    if config.words_added_to:
+        return words.extended(filled[config.words_added_to].tokenizer, captions)
+    if role := config.words_of:
+        found = filled[role]
         met = methods.of(found.config).seen_words(found.weights)
         strange = [text for text in captions if not words.has_met(found.tokenizer, text, met)]
         if 2 * len(strange) > len(captions):

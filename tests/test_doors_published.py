@@ -30,7 +30,7 @@ steady = Optimizer(learning_rate=1e-3, decay="constant", warmup=0)
 config = Add(
     name="student", teacher="teacher", codec="the teacher's", model=like.model,
     autoencoder=like.autoencoder, data=Data(name="imagefolder:pictures", size=16),
-    judge=JudgeConfig(taps=(0,), resize=32, augment=()), student_steps=2, sampler_steps=1,
+    judge=JudgeConfig(taps=(0,), resize=32, augment=()), student_steps=1, sampler_steps=1,
     guidance=1.0, train=Train(steps=3, batch=4, log_every=1, sample_every=0),
     optimizer=steady, judge_optimizer=steady, shown=("a red heart",) * 4,
 )

@@ -38,7 +38,7 @@ class Denoiser:
     al. 2023, section 2.2): height and width before resizing, top and left of the crop, height and
     width wanted, in pixels."""
     zero_empty: bool = False
-    """Whether guidance's unconditional caption is all zeros, and not the encoding of no words."""
+    """Whether the features of the empty caption are zeros, and not what the encoder makes of it."""
     network: Literal["unet", "dit"] = "unet"
     """Which of the two networks below denoises."""
     unet: UNetConfig = UNetConfig()
@@ -124,23 +124,22 @@ def encode(config: Denoiser, text: Weights, caption: Int[Array, "b length"]) -> 
 
     The ids are those of the first one's tokenizer; the second's differs in its padding alone.
     """
-    first: Any = TextEncoder(config.text).apply({"params": text}, caption)
-    if not config.text_2:
-        return first
-    end = jnp.argmax(caption == config.text.end_token, axis=1, keepdims=True)
-    over = jnp.arange(caption.shape[1]) > end
-    caption = jnp.where(over, config.text_2.padding_token, caption)
-    second: Any = TextEncoder(config.text_2).apply({"params": text[SECOND]}, caption)
-    tokens = jnp.concatenate([first.tokens, second.tokens], axis=-1)
-    return second._replace(tokens=tokens)
+    found: Any = TextEncoder(config.text).apply({"params": text}, caption)
+    if config.text_2:
+        end = jnp.argmax(caption == config.text.end_token, axis=1, keepdims=True)
+        over = jnp.arange(caption.shape[1]) > end
+        other = jnp.where(over, config.text_2.padding_token, caption)
+        second: Any = TextEncoder(config.text_2).apply({"params": text[SECOND]}, other)
+        found = second._replace(tokens=jnp.concatenate([found.tokens, second.tokens], axis=-1))
+    if config.zero_empty:
+        says = jnp.any(caption != empty_caption(config.text), axis=1, keepdims=True)
+        found = found._replace(tokens=found.tokens * says[..., None], pooled=found.pooled * says)
+    return found
 
 
 def unconditional(config: Denoiser, text: Weights) -> TextFeatures:
-    """The features [1, …] of no caption, from which guidance leads away."""
-    empty = encode(config, text, empty_caption(config.text)[None])
-    if not config.zero_empty:
-        return empty
-    return empty._replace(tokens=0.0 * empty.tokens, pooled=0.0 * empty.pooled)
+    """The features [1, …] of the empty caption, from which guidance leads away."""
+    return encode(config, text, empty_caption(config.text)[None])
 
 
 def output(

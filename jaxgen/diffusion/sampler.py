@@ -94,8 +94,11 @@ def check(sampler: Sampler, schedule: Schedule) -> None:
         )
     if not 0 <= sampler.eta <= 1:
         raise UserError(f"eta is {sampler.eta:g}: it must be from 0 to 1")
-    if not 0 < sampler.strength <= 1:
-        raise UserError(f"strength is {sampler.strength:g}: it must be above 0 and at most 1")
+    if not (0 < sampler.strength <= 1 and _taken(sampler)):
+        raise UserError(
+            f"strength is {sampler.strength:g}, which leaves none of {sampler.steps} step(s): it "
+            "must be above 0 and at most 1, with more steps the lower it is"
+        )
     if sampler.eta and sampler.solver != "ddim":
         raise UserError(
             f"eta is {sampler.eta:g}, which only ddim knows: leave it at 0 with {sampler.solver}"
@@ -162,6 +165,8 @@ def sample(
     `guided`). `key` is used by solvers that add noise, one draw a call, by the call's number.
     `start`, the images that a `strength` below 1 starts from, are noised by `x`.
     """
+    if (start is None) != (sampler.strength == 1):
+        raise ValueError(f"strength {sampler.strength} and start go together")
     rows = plan(sampler, schedule)
     x = x * rows.sigma[0].astype(x.dtype)
     if start is not None:
@@ -251,8 +256,8 @@ def _heun_correction(now, after) -> tuple[float, float, float, float, float]:
 
 
 def _taken(sampler: Sampler) -> int:
-    """How many of its steps the strength leaves, one at least."""
-    return max(1, round(sampler.strength * sampler.steps))
+    """How many of its steps the strength leaves, rounded down as diffusers does."""
+    return int(sampler.steps * sampler.strength)
 
 
 def _log_snr(level) -> float:

@@ -28,9 +28,9 @@ from jaxgen.methods.text_to_image import (
     check_sampler,
     clean,
     codec_shapes,
-    fitted,
     frozen_codec,
     once,
+    own,
 )
 from jaxgen.models import eyes, lora
 from jaxgen.models.lora import WORDS, Lora
@@ -64,6 +64,10 @@ class Diffusion(TextToImage):
         """Pictures below which training makes no sense."""
         return 2 if self.init_from else 1
 
+    @property
+    def words_added_to(self) -> str:
+        return "init_from" if self.init_from else ""
+
     def roles(self) -> dict[str, str]:
         if not self.init_from:
             return super().roles()
@@ -81,7 +85,7 @@ class Diffusion(TextToImage):
             raise UserError(
                 f"--init-from {where} is a run of {methods.name(other)}, not of a diffusion model"
             )
-        unlike = configs.differences(self, fitted(other, self.data.size))
+        unlike = configs.differences(self, self.fitted(other))
         mine, its = ("one" if config.codec else "none" for config in (self, other))
         unlike["codec"] = mine, its
         compared = ("codec", "model.", *(["autoencoder."] if self.codec else []))
@@ -164,7 +168,7 @@ def init(config: Diffusion, frozen: Any, key: PRNGKeyArray) -> State:
     if config.lora.rank:
         generator = lora.init(config.lora, frozen["base"], key)
     elif config.init_from:
-        generator = jax.tree.map(jnp.copy, frozen["base"])
+        generator = own(frozen["base"])
     else:
         generator = _fresh(config, key)
     params = {"generator": generator}
@@ -287,7 +291,8 @@ def seen_words(weights: denoiser.Weights) -> frozenset[int]:
 
 def samplers(config: Diffusion) -> dict[str, Sampler]:
     """The samplers worth a look, by title, the default first."""
-    return {f"{config.sampler_steps} steps": config.iterative, "1 step": Sampler(steps=1)}
+    many = {} if config.distilled else {f"{config.sampler_steps} steps": config.iterative}
+    return {**many, "1 step": Sampler(steps=1)}
 
 
 def measured_steps(config: Diffusion) -> tuple[int, ...]:

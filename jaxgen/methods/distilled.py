@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxgen import config as configs
@@ -16,7 +15,7 @@ from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.diffusion import Diffusion, merged
-from jaxgen.methods.text_to_image import TextToImage, codec_shapes, fitted, weighed
+from jaxgen.methods.text_to_image import TextToImage, codec_shapes, own, weighed
 from jaxgen.state import State
 
 
@@ -79,7 +78,7 @@ class Distilled(TextToImage):
             raise UserError(
                 f"--teacher {where} is no diffusion model but a run of {methods.name(other)}"
             )
-        other = fitted(other, self.data.size)
+        other = self.fitted(other)
         mine, its = _shape(self), _shape(other)
         unlike = {
             "data.size": (self.data.size, other.data.size),
@@ -138,7 +137,7 @@ def first_student(config: Distilled, frozen: Any, key: PRNGKeyArray) -> Any:
     """The student's first weights: a copy of the teacher's, or random ones."""
     if config.initialise == "random":
         return denoiser.init(config.model, config.side, key)["denoiser"]
-    return jax.tree.map(jnp.copy, frozen["teacher"])
+    return own(frozen["teacher"])
 
 
 def as_sampled(config: Distilled, frozen: Any, network: Any) -> denoiser.Weights:

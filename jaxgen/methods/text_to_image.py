@@ -70,7 +70,7 @@ class TextToImage(Experiment):
 
     def resolved(self, vocabulary: int, classes: int) -> "TextToImage":
         # That of published weights may have room for more words than their tokenizer has.
-        vocabulary = self.model.text.vocabulary or vocabulary
+        vocabulary = max(self.model.text.vocabulary, vocabulary)
         text = dataclasses.replace(self.model.text, vocabulary=vocabulary)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, text=text))
 
@@ -98,6 +98,29 @@ class TextToImage(Experiment):
         changed.check_size()
         return changed
 
+    def fitted(self, other: Any) -> Any:
+        """`other`; published weights, which are for images of any size, at this run's."""
+        if getattr(other.data, "name", "") != PUBLISHED:
+            return other
+        return other.resized(self.data.size).computed_in(self.model.backbone.dtype)
+
+    def computed_in(self, dtype: str) -> "TextToImage":
+        """The same networks with activations of another type; not the codec, as that of Stable
+        Diffusion XL needs float32."""
+
+        def of(network: Shape) -> Shape:
+            return dataclasses.replace(network, dtype=dtype)
+
+        model = self.model
+        model = dataclasses.replace(
+            model,
+            text=of(model.text),
+            text_2=of(model.text_2) if model.text_2 else None,
+            unet=of(model.unet),
+            dit=of(model.dit),
+        )
+        return dataclasses.replace(self, model=model)
+
     def roles(self) -> dict[str, str]:
         return {"codec": self.codec} if self.codec else {}
 
@@ -109,7 +132,7 @@ class TextToImage(Experiment):
     def accept(self, role: str, other: Any, where: str) -> None:
         if role != "codec":
             return
-        if not isinstance(other, Vae) and not getattr(other, "codec", ""):
+        if not isinstance(other, Vae) and other.data.name != PUBLISHED:
             raise UserError(
                 f"--codec {where} is no autoencoder but a run of {methods.name(other)}; train a vae"
             )
@@ -129,8 +152,8 @@ class TextToImage(Experiment):
         """Raises UserError where the networks cannot make images of the data's size."""
         if self.codec and self.data.size % self.autoencoder.factor:
             raise UserError(
-                f"--data.size {self.data.size} is not a multiple of "
-                f"{self.autoencoder.factor}, the side of a code's cell"
+                f"images of side {self.data.size} are not a multiple of {self.autoencoder.factor}, "
+                "the side of a code's cell; change --data.size, or --size in sampling"
             )
         self.model.check(self.side)
 
@@ -152,9 +175,9 @@ class TextToImage(Experiment):
         samplers.check(self.iterative, self.model.schedule)
 
 
-def fitted(other: TextToImage, size: int) -> TextToImage:
-    """Another run's config; published weights', which are for images of any size, at this one."""
-    return other.resized(size) if other.data.name == PUBLISHED else other
+def own(weights: Any) -> Any:
+    """A copy of frozen weights to train, in float32 whatever they are stored in."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(jnp.float32), weights)
 
 
 def weighed(network: Shape) -> Shape:

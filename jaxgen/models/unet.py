@@ -96,7 +96,7 @@ SDXL_UNET = UNetConfig(
     block_out=(320, 640, 1280),
     attention=(False, True, True),
     transformer_depth=(1, 2, 10),
-    heads=(5, 10, 20),
+    heads=(1, 10, 20),  # the first level has no attention
     context_width=2048,
     added_width=2816,
 )

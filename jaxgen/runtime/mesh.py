@@ -18,6 +18,7 @@ from jaxgen.errors import UserError
 from jaxgen.runtime import topologies
 
 SHARD_FROM = 2**16  # elements; smaller arrays are cheaper to copy than to gather
+NARROW = (np.float16, ml_dtypes.bfloat16)
 WHOLE = "whole"
 
 T = TypeVar("T")
@@ -168,26 +169,36 @@ def shaped(shapes: Any, where: Any) -> Any:
     )
 
 
-def put(tree: Any, where: Any) -> Any:
+def put(tree: Any, where: Any, dtype: Any = None) -> Any:
     """Arrays that every process holds whole, placed: each device is given its own part alone.
 
     `where` is one sharding, or a tree of them. Narrow floats on the host, as published weights are
     stored, become float32 part by part: where they are views of a file, no more is read at a time.
+    With a `dtype`, floats on the host of two axes or more become that.
     """
     if isinstance(where, NamedSharding):
         where = jax.tree.map(lambda _: where, tree)
 
     def place(array: Any, sharding: NamedSharding) -> jax.Array:
-        narrow = isinstance(array, np.ndarray) and array.dtype in (np.float16, ml_dtypes.bfloat16)
-        if jax.process_count() == 1 and not (narrow or isinstance(array, np.memmap)):
+        wanted = array.dtype
+        if isinstance(array, np.ndarray):
+            wanted = np.dtype(np.float32) if wanted in NARROW else wanted
+            if dtype is not None and array.ndim > 1 and wanted == np.float32:
+                wanted = dtype
+        mapped = isinstance(array, np.memmap) or wanted != array.dtype
+        if jax.process_count() == 1 and not mapped:
             return jax.device_put(array, sharding)
         array = np.asarray(array)
-        dtype = np.float32 if narrow else array.dtype
         return jax.make_array_from_callback(
-            array.shape, sharding, lambda part: np.ascontiguousarray(array[part], dtype)
+            array.shape, sharding, lambda part: np.asarray(array[part], wanted, order="C")
         )
 
     return jax.tree.map(place, tree, where)
+
+
+def images_at_once(size: int) -> int:
+    """How many images of a side are drawn or looked at together, as large ones fill the memory."""
+    return min(64, max(1, 2**21 // size**2))
 
 
 def put_padded(mesh: jax.sharding.Mesh, block: np.ndarray, batch: int) -> jax.Array:

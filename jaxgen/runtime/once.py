@@ -13,7 +13,6 @@ from jaxgen.errors import UserError
 from jaxgen.runtime import mesh as meshes
 from jaxgen.state import Once
 
-BATCH = 64
 FORMAT = 1  # to be raised where the code changes what is computed
 
 
@@ -25,7 +24,7 @@ def arrays(
     Their folder's name is a digest of pictures, weights and description: others are never taken.
     """
     leaves = jax.tree.leaves(jax.device_get(once.weights))
-    weights = digest(*(np.ascontiguousarray(leaf).tobytes() for leaf in leaves))
+    weights = digest(*(digest(np.ascontiguousarray(leaf).tobytes()).encode() for leaf in leaves))
     told = (FORMAT, once.describes, weights, source.fingerprint)
     folder = cache / digest(repr(told).encode())
     row = jax.ShapeDtypeStruct((1, source.size, source.size, 3), np.uint8)
@@ -50,14 +49,15 @@ def arrays(
 def _computed(
     once: Once, source: Source, progress: Callable[[int, int], None]
 ) -> dict[str, np.ndarray]:
-    mesh = meshes.dividing(BATCH)
+    batch = meshes.images_at_once(source.size)
+    mesh = meshes.dividing(batch)
     compute = jax.jit(meshes.known(mesh, once.compute))
-    weights = jax.device_put(once.weights, meshes.replicated(mesh))
+    weights = meshes.put(once.weights, meshes.replicated(mesh))
     blocks = []
-    for start in range(0, len(source), BATCH):
-        rows = range(start, min(start + BATCH, len(source)))
+    for start in range(0, len(source), batch):
+        rows = range(start, min(start + batch, len(source)))
         images = np.stack([source.images[row] for row in rows])
-        block = compute(weights, meshes.put_padded(mesh, images, BATCH))
+        block = compute(weights, meshes.put_padded(mesh, images, batch))
         blocks.append({name: np.asarray(array)[: len(images)] for name, array in block.items()})
         progress(rows.stop, len(source))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

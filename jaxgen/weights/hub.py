@@ -1,13 +1,13 @@
 """Published weights by their name at Hugging Face: hf:OWNER/NAME, kept in that library's cache."""
 
+import contextlib
 from pathlib import Path
 
 from jaxgen import storage
 from jaxgen.errors import UserError
 
 PREFIX = "hf:"
-_WANTED = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
-_UNWANTED = ["*.fp16.*", "*non_ema*", "*.bin", "*safety_checker*", "*onnx*", "*openvino*"]
+_PARTS = ("unet/", "vae/", "text_encoder", "tokenizer", "scheduler/", "model_index.json")
 
 
 def located(argument: str) -> Path:
@@ -19,17 +19,32 @@ def located(argument: str) -> Path:
         return storage.folder(argument)
     name = argument.removeprefix(PREFIX)
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import list_repo_files, snapshot_download
     except ImportError:
         raise UserError(
             f"{argument} needs huggingface_hub: pip install huggingface_hub, or give a folder"
         ) from None
     try:
-        found = snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        wanted = _wanted(list_repo_files(name))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # its own classes, and the network's
+        with contextlib.suppress(Exception):
+            return Path(snapshot_download(name, local_files_only=True))
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{argument} cannot be fetched ({first[0].rstrip('.')}); check the name and the "
             "network, or give the folder of a copy"
         ) from None
-    return Path(found)
+
+
+def _wanted(files: list[str]) -> list[str]:
+    """Configs, tokenizers and weights; other precisions only where the full one is not there."""
+    mine = [file for file in files if file.startswith(_PARTS)]
+    weights = [file for file in mine if ".safetensors" in file]
+    full = {file.rpartition("/")[0] for file in weights if _is_full(file)}
+    weights = [file for file in weights if _is_full(file) or file.rpartition("/")[0] not in full]
+    return [file for file in mine if file.endswith((".json", ".txt"))] + weights
+
+
+def _is_full(file: str) -> bool:
+    return ".fp16" not in file and "non_ema" not in file

@@ -62,6 +62,12 @@ _TEXT = {
     "projection_dim": 512, "architectures": (),
 }  # fmt: skip
 _TEXT_BUILT_IN = {"layer_norm_eps": 1e-5}
+# Fields of a scheduler by which its noise levels, or what it makes of a prediction, would differ.
+# How it goes through the levels is the sampler's choice, and so the caller's.
+_LEVELS_NEUTRAL = {
+    "trained_betas": None, "thresholding": False, "timestep_type": "discrete", "sigma_min": None,
+    "sigma_max": None, "use_flow_sigmas": False,
+}  # fmt: skip
 
 
 def unet(values: Mapping[str, Any], where: str) -> UNetConfig:
@@ -159,8 +165,12 @@ def text(values: Mapping[str, Any], where: str, tokenizer: Tokenizer, pair: bool
 
 def schedule(values: Mapping[str, Any], where: str) -> tuple[Schedule, Prediction, bool]:
     """Noise levels, what is predicted, and whether it looks distilled; UserError as `unet`."""
-    if values.get("trained_betas") is not None:
-        raise UserError(f"{where}: trained_betas are not known; jaxgen's schedules are formulas")
+    for name, neutral in _LEVELS_NEUTRAL.items():
+        if values.get(name) not in (None, neutral):
+            raise UserError(
+                f"{where}: {name} is {values[name]}, which changes the noise levels; jaxgen knows "
+                "nothing of it"
+            )
     betas = values.get("beta_schedule", "linear")
     kind = values.get("prediction_type", "epsilon")
     for name, value, known in (

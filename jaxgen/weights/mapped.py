@@ -5,7 +5,6 @@ A network's folder holds one file, or shards and an index of them, in one or sev
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ _DTYPES: dict[str, Any] = {
     "I64": np.int64,
     "I32": np.int32,
 }
+_NAMES = ("diffusion_pytorch_model", "model")
 _PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
@@ -32,12 +32,25 @@ def network(folder: Path) -> dict[str, np.ndarray]:
     The variant of full precision is taken before any other. Raises UserError where there is no
     safetensors file, or one is damaged, not what the index says, or of a type that is not read.
     """
-    indices = _full_precision_first(folder.glob("*.safetensors.index*.json"))
-    whole = [file for file in folder.glob("*.safetensors") if "-of-" not in file.name]
-    if indices and not any(_variant(file) == _variant(indices[0]) for file in whole):
-        return _sharded(indices[0])
-    if whole:
-        return tensors(_full_precision_first(whole)[0])
+    chosen = _chosen(folder)
+    return _sharded(chosen) if chosen.suffix == ".json" else tensors(chosen)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files that `network` would read."""
+    chosen = _chosen(folder)
+    return [chosen, *_shards(chosen)] if chosen.suffix == ".json" else [chosen]
+
+
+def _chosen(folder: Path) -> Path:
+    """The one file, or the index of the shards."""
+    found = [
+        file
+        for name in _NAMES
+        for file in (*folder.glob(f"{name}.*safetensors"), *folder.glob(f"{name}.*index*.json"))
+    ]
+    if found:
+        return min(found, key=lambda file: (_variant(file) != "", file.suffix, file.name))
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
         raise UserError(
@@ -45,7 +58,9 @@ def network(folder: Path) -> dict[str, np.ndarray]:
             "take the .safetensors of the same weights, or convert it by "
             "safetensors.torch.save_file on a machine where you trust it"
         )
-    raise UserError(f"{folder} has no .safetensors file: copy the network's weights there")
+    raise UserError(
+        f"{folder} has no {' or '.join(_NAMES)}.safetensors: copy the network's weights there"
+    )
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -71,26 +86,32 @@ def tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _sharded(index: Path) -> dict[str, np.ndarray]:
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(places.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of weights ({error}); copy it again") from None
-    shards = {}
+    shards = {file.name: tensors(file) for file in _shards(index)}
+    found = {}
+    for tensor, name in _places(index).items():
+        if tensor not in shards[name]:
+            raise UserError(f"{index}: {tensor} is not in {name}; copy both again")
+        found[tensor] = shards[name][tensor]
+    return found
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(_places(index).values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if Path(name).name != name:
             raise UserError(f"{index} names {name!r}, which is no file beside it: refused")
         if not (index.parent / name).is_file():
             raise UserError(f"{index} names {name}, which is missing; copy it there")
-        shards[name] = tensors(index.parent / name)
-    for tensor, name in places.items():
-        if tensor not in shards[name]:
-            raise UserError(f"{index}: {tensor} is not in {name}; copy both again")
-    return {tensor: shards[name][tensor] for tensor, name in places.items()}
+    return [index.parent / name for name in names]
 
 
-def _full_precision_first(found: Iterable[Path]) -> list[Path]:
-    return sorted(found, key=lambda file: (_variant(file) != "", file.name))
+def _places(index: Path) -> dict[str, str]:
+    """The file of each tensor."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(tensor): str(name) for tensor, name in places.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of weights ({error}); copy it again") from None
 
 
 def _variant(file: Path) -> str:

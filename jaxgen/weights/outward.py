@@ -129,6 +129,7 @@ def unet(model: Denoiser, side: int) -> dict[str, Any]:
         "cross_attention_dim": config.context_width,
         "use_linear_projection": config.linear_projection,
         "norm_num_groups": config.groups,
+        "upcast_attention": True,  # as ours, whatever it computes in
         **added,
     }
 
@@ -187,7 +188,7 @@ def scheduler(model: Denoiser, turbo: bool) -> dict[str, Any]:
         "timestep_spacing": "trailing",
         "steps_offset": 1,
     }
-    if turbo:
+    if turbo and model.prediction != "x0":  # which theirs does not know
         return {"_class_name": "EulerAncestralDiscreteScheduler", **found}
     return {"_class_name": "DDIMScheduler", **found, "clip_sample": False, "set_alpha_to_one": True}
 
@@ -202,7 +203,7 @@ def _network(
 ) -> None:
     _write(folder / "config.json", config)
     tensors = renamed(params_to_torch(params))
-    tensors = {name: np.ascontiguousarray(tensor, dtype) for name, tensor in tensors.items()}
+    tensors = {name: np.asarray(tensor, dtype, order="C") for name, tensor in tensors.items()}
     save_file(tensors, folder / file, {"format": "pt"})
     (folder / file).chmod(0o644)  # safetensors makes files that only their owner can read
 

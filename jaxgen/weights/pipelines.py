@@ -29,13 +29,15 @@ from jaxgen.weights import hub, layouts, mapped
 from jaxgen.weights.stable_diffusion import params_from_torch
 
 INDEX = "model_index.json"
+# The last is how word-level tokenizers go out.
+_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast")
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "tokenizer": _TOKENIZERS,
+    "tokenizer_2": _TOKENIZERS,
     "scheduler": tuple(layouts.SCHEDULERS),
 }
 _PIPELINES = {  # classes of model_index.json, and the networks that each has
@@ -100,6 +102,15 @@ def load(folder: str | Path) -> tuple[Pipeline, Tokenizer, denoiser.Weights]:
 
 def describe(folder: Path) -> tuple[Pipeline, Tokenizer]:
     """What the folder's configs say, and its tokenizer, without its weights; errors as `load`."""
+    try:
+        return _described(folder)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{folder}: a config.json there has a value of no use ({error}); copy it again"
+        ) from None
+
+
+def _described(folder: Path) -> tuple[Pipeline, Tokenizer]:
     _check_index(folder)
     tokenizers = [folder / "tokenizer"]
     config: dict[str, Any] = {
@@ -108,7 +119,7 @@ def describe(folder: Path) -> tuple[Pipeline, Tokenizer]:
     unet = layouts.unet(config["unet"], str(folder / "unet"))
     autoencoder, scale = layouts.autoencoder(config["vae"], str(folder / "vae"))
     names = ["text_encoder"]
-    if (folder / "text_encoder_2").is_dir():
+    if "text_encoder_2" in _PIPELINES[_json(folder / INDEX)["_class_name"]]:
         names.append("text_encoder_2")
         tokenizers.append(folder / "tokenizer_2")
     read = [clip.read(path) for path in tokenizers]
@@ -141,6 +152,19 @@ def describe(folder: Path) -> tuple[Pipeline, Tokenizer]:
     except UserError as error:
         raise UserError(f"{folder}: its networks do not fit each other: {error}") from None
     return Pipeline(model, autoencoder, scale, size, turbo), read[0]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file that `load` reads, in order."""
+    parts = _PIPELINES[_json(folder / INDEX)["_class_name"]]
+    found = [folder / INDEX]
+    for part in parts:
+        found += sorted(
+            file for file in (folder / part).iterdir() if file.suffix in (".json", ".txt")
+        )
+        if part.startswith(("unet", "vae", "text")):
+            found += mapped.files_of(folder / part)
+    return found
 
 
 def _check_index(folder: Path) -> None:
@@ -178,9 +202,10 @@ def _new_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """An autoencoder's tensors; old files name attention otherwise, by 1x1 convolutions even."""
     found = {}
     for name, tensor in state.items():
-        *module, layer, leaf = name.split(".")
-        if "attentions" in module:
-            layer = _OLD_VAE.get(layer, layer)
-            tensor = rearrange(tensor, "o i 1 1 -> o i") if tensor.ndim == 4 else tensor
-        found[".".join([*module, layer, leaf])] = tensor
+        if ".attentions." in name:
+            for old, new in _OLD_VAE.items():
+                name = name.replace(f".{old}.", f".{new}.")
+            if tensor.shape[2:] == (1, 1):
+                tensor = rearrange(tensor, "o i 1 1 -> o i")
+        found[name] = tensor
     return found

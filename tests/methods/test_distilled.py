@@ -48,7 +48,9 @@ def test_how_a_network_computes_is_not_what_its_weights_are(
     other = dataclasses.replace(
         diffusion_config, model=dataclasses.replace(diffusion_config.model, dit=wide)
     )
-    with pytest.raises(UserError, match=r"the student's model\.dit is .*width=16"):
+    with pytest.raises(
+        UserError, match=r"model\.dit\.width is 16, that of the teacher runs/t is 32"
+    ):
         add_config.accept("teacher", other, "runs/t")
 
 

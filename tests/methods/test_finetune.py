@@ -186,7 +186,9 @@ def test_the_run_is_taken_with_its_adapters_and_with_rows_for_new_words(
     np.testing.assert_array_equal(taken[WORDS], np.pad(table, ((0, 3), (0, 0))))
     with pytest.raises(UserError, match=r"weights in runs/base do not fit"):
         diffusion.frozen(full, found(full, {**base, "denoiser": {}}))
-    smaller = full.resolved(VOCABULARY - 3, 1)
+    text = dataclasses.replace(full.model.text, vocabulary=0)
+    unknown = dataclasses.replace(full, model=dataclasses.replace(full.model, text=text))
+    smaller = unknown.resolved(VOCABULARY - 3, 1)
     assert isinstance(smaller, Diffusion)
     with pytest.raises(UserError, match=r"weights in runs/base do not fit"):
         diffusion.frozen(smaller, found(full, base))

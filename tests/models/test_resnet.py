@@ -36,7 +36,7 @@ def params(image):
 
 
 def test_shapes_and_state(params, image):
-    logits, pooled = apply(params, image)
+    logits, pooled, *_ = apply(params, image)
     chex.assert_shape(logits, (6, 5))
     chex.assert_shape(pooled, (6, 16))
     assert set(params) == {"params"}, "no mutable statistics"

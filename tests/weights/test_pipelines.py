@@ -1,6 +1,5 @@
 """Folders of diffusers against diffusers itself: from prompts to pixels, in and out."""
 
-import dataclasses
 import functools
 import json
 import shutil
@@ -49,10 +48,9 @@ def folder(tmp_path_factory):
         ("sd15", Sampler(steps=20, guidance=5.0), ""),
         ("sd21", Sampler(steps=20, guidance=5.0), "lemons"),
         ("sd-turbo", Sampler(steps=1, solver="euler_ancestral"), ""),
-        ("sd-turbo", Sampler(steps=4, solver="euler_ancestral", guidance=2.0), ""),
         ("sdxl", Sampler(steps=20, guidance=5.0), ""),
     ],
-    ids=["sd15-ddim", "sd21-ddim-negative", "turbo-one", "turbo-euler-a", "sdxl-ddim"],
+    ids=["sd15-ddim", "sd21-ddim-negative", "turbo-one", "sdxl-ddim"],
 )
 def test_draws_what_diffusers_draws(folder, monkeypatch, family, sampler, negative):
     path, theirs = folder(family)
@@ -101,7 +99,7 @@ def families(draw) -> published.Family:
     )
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(kind=families(), batch=st.integers(1, 3))
 def test_any_shape_draws_what_diffusers_draws(tmp_path_factory, monkeypatch, kind, batch):
     path = tmp_path_factory.mktemp("any")
@@ -203,7 +201,7 @@ def test_half_the_precision_becomes_float32_where_it_is_placed(folder, tmp_path)
              "attention_head_dim": [5, 10, 20], "transformer_layers_per_block": [1, 2, 10],
              "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
              "projection_class_embeddings_input_dim": 2816, "use_linear_projection": True},
-            dataclasses.replace(SDXL_UNET, heads=(1, 10, 20)),  # the first attends to nothing
+            SDXL_UNET,
         ),
     ],
     ids=["sd15", "sd21", "sdxl"],
