@@ -1,6 +1,7 @@
 """The smallest networks that have every part, and a batch for them."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -83,6 +84,18 @@ def batch() -> dict[str, jax.Array]:
         "caption": jnp.asarray(caption),
         "label": jnp.zeros((BATCH,), jnp.int32),
     }
+
+
+def random_like(make: Callable[[], Any], seed: int = 0) -> Any:
+    """Weights of the shapes that `make` would give, without compiling it; none of them is zero."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        wide = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 400
+        about = 1.0 if jax.tree_util.keystr(path).endswith("['scale']") else 0.0
+        return jnp.asarray(about + rng.normal(size=leaf.shape) / np.sqrt(wide), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(make))
 
 
 @pytest.fixture(scope="session")

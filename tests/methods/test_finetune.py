@@ -157,7 +157,7 @@ def test_tuning_with_adapters_starts_from_exactly_those_of_the_run(
 
 def test_what_was_drawn_before_is_shown_beside(full: Diffusion, base) -> None:
     frozen = {"base": base}
-    state = diffusion.init(full, frozen, jax.random.key(0))
+    state = jax.eval_shape(lambda: diffusion.init(full, frozen, jax.random.key(0)))
     titles = [title for title, _, _ in diffusion.shown(full, state, frozen)]
     assert titles == ["before, 1 step", "50 steps", "1 step"]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import DIT_MODEL, SIZE
+from tiny import DIT_MODEL, SIZE, random_like
 
 from jaxgen.config import Data
 from jaxgen.diffusion import codec as codecs
@@ -78,7 +78,7 @@ def test_codes_have_the_scale_and_come_back_without_it(codec, batch) -> None:
 
 
 def test_samples_are_decoded_codes(config, codec, batch) -> None:
-    weights = denoiser.init(config.model, config.side, jax.random.key(0))
+    weights = random_like(lambda: denoiser.init(config.model, config.side, jax.random.key(0)))
     sampler = dataclasses.replace(config.iterative, steps=2, guidance=1.0)
     images = jax.jit(
         lambda w: diffusion.sample(config, w, jax.random.key(1), batch["caption"], sampler)
@@ -102,16 +102,14 @@ def test_the_student_learns_through_the_decoder(
         # An untouched judge: both then see the same one.
         judge_optimizer=dataclasses.replace(add_config.judge_optimizer, learning_rate=1e-30),
     )
-    fresh = denoiser.init(LATENT_MODEL, config.side, jax.random.key(5))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(6), len(leaves))
-    leaves = [
-        leaf + 0.05 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
-    ]
-    weights = jax.tree.unflatten(tree, leaves)
+    weights = random_like(lambda: denoiser.init(LATENT_MODEL, config.side, jax.random.key(5)))
     held = {"teacher": weights["denoiser"], "text": weights["text"], "codec": codec}
     held["eyes"] = frozen["eyes"]
-    state = add.init(config, held, jax.random.key(7))
+    state = random_like(lambda: add.init(config, held, jax.random.key(7)))
+    state = dataclasses.replace(
+        state, params={**state.params, "student": held["teacher"]},
+        opt_state=jax.tree.map(jnp.zeros_like, state.opt_state), step=jnp.zeros((), jnp.int32),
+    )  # fmt: skip
     _, metrics = jax.jit(functools.partial(add.train_step, config))(state, held, batch)
 
     gradient = jax.jit(jax.grad(functools.partial(_whole_loss, config, state, held, batch)))(
