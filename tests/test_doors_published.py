@@ -13,7 +13,9 @@ import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from einops import rearrange
+from flax.traverse_util import flatten_dict
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from jaxgen import methods, stages
 from jaxgen.text import tokenizer as words
@@ -42,6 +44,10 @@ def student(tmp_path_factory) -> Path:
     """A folder with a published teacher, its student in runs/student, exported to student/."""
     folder = tmp_path_factory.mktemp("published")
     published.write(folder / "teacher", published.FAMILIES["sd15"])
+    for file in (folder / "teacher").rglob("*.safetensors"):  # as half of what is published is
+        state = {name: leaf.astype(np.float16) for name, leaf in load_file(file).items()}
+        save_file(state, file.with_suffix(".fp16.safetensors"))
+        file.unlink()
     (folder / "config.py").write_text(CONFIG)
     (folder / "pictures").mkdir()
     rng = np.random.default_rng(0)
@@ -49,8 +55,16 @@ def student(tmp_path_factory) -> Path:
         picture = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
         picture.save(folder / "pictures" / f"{number}.png")
         (folder / "pictures" / f"{number}.txt").write_text("a red heart, une pomme verte")
-    doors = [("train", "--config=config.py"),
-             ("export", "--run=runs/student", "--out=student")]  # fmt: skip
+    Image.new("RGB", (40, 40), "red").save(folder / "red.png")
+    doors = [
+        ("train", "--config=config.py"),
+        ("export", "--run=runs/student", "--out=student"),
+        ("export", "--run=runs/student", "--out=flat", "--to=safetensors"),
+        ("export", "--run=runs/student", "--out=program", "--to=stablehlo"),
+        ("sample", "--weights=teacher", "--prompt=a red heart", "--negative-prompt=lemons",
+         "--guidance=2", "--start=red.png", "--strength=0.5", "--steps=4", "--size=24",
+         "--dtype=bfloat16"),
+    ]  # fmt: skip
     for door, *arguments in doors:
         done = subprocess.run(
             [sys.executable, "-m", f"jaxgen.{door}", *arguments],
@@ -59,6 +73,51 @@ def student(tmp_path_factory) -> Path:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def test_published_weights_are_sampled_with_every_option(student):
+    with Image.open(student / "sample.png") as image:
+        assert image.size == (24, 24)
+        assert len(image.getcolors(1 << 20) or ()) > 8
+
+
+def test_the_student_is_trained_in_float32(student):
+    trained = stages.read(student / "runs" / "student").weights["denoiser"]
+    teacher = stages.read(student / "teacher").weights["denoiser"]
+    leaves = zip(jax.tree.leaves(trained), jax.tree.leaves(teacher), strict=True)
+    moved = [(leaf.dtype, not np.array_equal(leaf, first)) for leaf, first in leaves]
+    assert {str(dtype) for dtype, _ in moved} == {"float32"}
+    assert all(change for _, change in moved)
+
+
+def test_one_file_has_every_tensor(student):
+    flat = load_file(student / "flat" / "weights.safetensors")
+    own = flatten_dict(stages.read(student / "runs" / "student").weights, sep=".")
+    assert flat.keys() == own.keys()
+    for name, tensor in own.items():
+        np.testing.assert_array_equal(flat[name], tensor, err_msg=name)
+
+
+def test_the_program_draws_without_jaxgen_what_jaxgen_draws(student):
+    """Through the script that is written beside it, for two prompts, in a process of its own."""
+    folder = student / "program"
+    assert "jaxgen" not in "".join(
+        line for line in (folder / "draw.py").read_text().splitlines() if "import" in line[:7]
+    )
+    prompts = ["a red heart", "12 lemons"]
+    done = subprocess.run(
+        [sys.executable, "draw.py", "--seed=5", *(f"--prompt={prompt}" for prompt in prompts)],
+        cwd=folder, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    drawn = np.stack([np.asarray(Image.open(folder / f"drawn_{n}.png")) for n in range(2)])
+    loaded = stages.read(student / "runs" / "student")
+    method = methods.of(loaded.config)
+    ids = words.encode(loaded.tokenizer, prompts, 77)
+    sampler = next(iter(method.samplers(loaded.config).values()))
+    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
+    ours = np.asarray(program(loaded.weights, jax.random.key(5), ids, sampler))
+    assert np.abs(drawn.astype(int) - ours).max() <= 1
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -165,8 +165,8 @@ def sample(
     `guided`). `key` is used by solvers that add noise, one draw a call, by the call's number.
     `start`, the images that a `strength` below 1 starts from, are noised by `x`.
     """
-    if (start is None) != (sampler.strength == 1):
-        raise ValueError(f"strength {sampler.strength} and start go together")
+    if start is None and sampler.strength < 1:
+        raise ValueError(f"a strength of {sampler.strength} needs images to start from")
     rows = plan(sampler, schedule)
     x = x * rows.sigma[0].astype(x.dtype)
     if start is not None:

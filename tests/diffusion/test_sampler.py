@@ -348,9 +348,28 @@ def test_no_guidance_is_one_conditional_pass():
     assert batches == [(3, 1)]
 
 
+@pytest.mark.parametrize(("solver", "calls"), [("ddim", 3), ("heun", 5), ("dpmpp_2m", 3)])
+def test_a_strength_takes_the_last_steps_from_the_noised_image(solver, calls):
+    schedule = Schedule(kind="scaled_linear")
+    whole = Sampler(solver, steps=7)
+    part = dataclasses.replace(whole, strength=0.5)  # 3 of 7: rounded down, as diffusers does
+    np.testing.assert_array_equal(plan(part, schedule).t, plan(whole, schedule).t[-calls:])
+    assert samplers.network_calls(part) == calls
+
+    one = dataclasses.replace(whole, strength=1 / 7 + 1e-9)
+    start, noise = jnp.full((2, 3), 5.0), jnp.array([[1.0, -2.0, 0.5]] * 2)
+    found = sample(one, schedule, lambda x, t: x, noise, jax.random.key(0), start)
+    alpha, sigma = (level[0] for level in plan(one, schedule)[1:3])  # of the only call
+    np.testing.assert_allclose(found, alpha * start + sigma * noise, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"strength of 0.5 needs images"):
+        sample(part, schedule, lambda x, t: x, noise, jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"strength": 0.0}, "strength is 0, which leaves none of 50"),
+        ({"strength": 0.6, "steps": 1}, "strength is 0.6, which leaves none of 1"),
         ({"steps": 0}, "steps is 0.* 1 to 1000"),
         ({"steps": -3}, "steps is -3.* 1 to 1000"),
         ({"steps": 1001}, "steps is 1001.* 1 to 1000"),

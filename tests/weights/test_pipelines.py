@@ -16,15 +16,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from jaxgen import config as configs
 from jaxgen import methods, stages
 from jaxgen.config import Mesh
 from jaxgen.diffusion import sampler as samplers
+from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
+from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError
+from jaxgen.models.autoencoder import SD_AUTOENCODER
 from jaxgen.models.unet import SD15_UNET, SD21_UNET, SDXL_UNET
 from jaxgen.runtime import mesh as meshes
 from jaxgen.text import tokenizer as words
-from jaxgen.weights import layouts, pipelines
+from jaxgen.text.encoder import CLIP_L, OPENCLIP_BIGG, OPENCLIP_H
+from jaxgen.weights import hub, layouts, outward, pipelines
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
 PROMPTS = ["a red heart", "trois pommes vertes"]
@@ -210,6 +215,94 @@ def test_published_configs_are_the_known_shapes(values, config):
     assert layouts.unet({"_class_name": "UNet2DConditionModel", **values}, "unet") == config
 
 
+@pytest.mark.parametrize(
+    ("name", "unet", "texts"),
+    [
+        ("add_sd15", SD15_UNET, [CLIP_L]),
+        ("add_sd21", SD21_UNET, [OPENCLIP_H]),
+        ("add_sdxl", SDXL_UNET, [dataclasses.replace(CLIP_L, penultimate=True), OPENCLIP_BIGG]),
+    ],
+)
+def test_each_config_accepts_the_weights_that_it_is_for(name, unet, texts):
+    """Whatever their size in pixels and what the config computes in."""
+    config = configs.load(name)
+    model = Denoiser(
+        text=texts[0],
+        text_2=texts[1] if len(texts) > 1 else None,
+        time_ids=(1024, 1024, 0, 0, 1024, 1024) if len(texts) > 1 else (),
+        zero_empty=len(texts) > 1,
+        unet=unet,
+        schedule=Schedule(kind="scaled_linear"),
+        prediction="epsilon",
+    )
+    teacher = methods.published(
+        pipelines.Pipeline(model, SD_AUTOENCODER, 0.18215, 1024, False), Path("teacher")
+    )
+    config.accept("teacher", teacher, "teacher")
+    used = config.fitted(teacher)
+    assert (used.data.size, used.model.unet.dtype) == (512, "bfloat16")
+    other = dataclasses.replace(model, prediction="v")
+    teacher = dataclasses.replace(teacher, model=other)
+    with pytest.raises(UserError, match=r"model.prediction is epsilon, that of the teacher T is v"):
+        config.accept("teacher", teacher, "T")
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_of_a_repository_what_is_needed_is_fetched(monkeypatch, half):
+    """Full precision where it is there; neither pickles nor what nobody draws with."""
+    network = ["unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    network += [] if half else ["unet/diffusion_pytorch_model.safetensors"]
+    others = ["model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+    left = ["v1-5.ckpt", "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors"]
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name: [*network, *others, *left])
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, allow_patterns: asked.update({name: sorted(allow_patterns)}) or "/cache",
+    )
+    assert hub.located("hf:owner/name") == Path("/cache")
+    wanted = network if half else [network[0], network[2]]
+    assert asked == {"owner/name": sorted(wanted + others)}
+
+
+def test_a_repository_out_of_reach_is_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("Name or service not known\nmore")
+
+    monkeypatch.setattr("huggingface_hub.list_repo_files", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(UserError, match=r"hf:a/b cannot be fetched \(Name or .*known\); check"):
+        stages.run_folder("hf:a/b")
+
+
+def test_what_went_out_comes_in_again(folder, tmp_path):
+    """Both text encoders, all weights, the tokenizer's padding."""
+    path, _ = folder("sdxl")
+    pipeline, tokenizer, weights = pipelines.load(path)
+    outward.save(tmp_path / "again", pipeline, tokenizer, weights, "float32")
+    again, words_again, back = pipelines.load(tmp_path / "again")
+    assert again == pipeline
+    assert words_again.get_vocab() == tokenizer.get_vocab()
+    for name, leaf in flatten_dict(back, sep="/").items():
+        np.testing.assert_array_equal(leaf, flatten_dict(weights, sep="/")[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "dit"}, "no --model.network dit"),
+        ({"schedule": Schedule(kind="flow"), "prediction": "x0"}, "no --model.schedule.kind flow"),
+        ({"text": dataclasses.replace(CLIP_L, masked=True)}, "no --model.text.masked True"),
+    ],
+)
+def test_what_diffusers_has_not_does_not_go_out(tmp_path, changes, message):
+    model = Denoiser(text=CLIP_L, unet=SD15_UNET, schedule=Schedule(kind="scaled_linear"))
+    model = dataclasses.replace(model, **{"prediction": "epsilon", **changes})
+    pipeline = pipelines.Pipeline(model, SD_AUTOENCODER, 0.2, 512, False)
+    with pytest.raises(UserError, match=message):
+        outward.check(pipeline)
+
+
 def _edited(path: Path, name: str, **changes):
     file = path / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -281,6 +374,14 @@ def _without(path: Path):
         (
             lambda p: _edited(p, "vae/config.json", block_out_channels=[8, 8]),
             r"vae: weights do not fit this network: .*\(",
+        ),
+        (
+            lambda p: _edited(p, "scheduler/scheduler_config.json", timestep_type="continuous"),
+            r"scheduler: timestep_type is continuous, which changes the noise levels",
+        ),
+        (
+            lambda p: _edited(p, "unet/config.json", block_out_channels=None),
+            r"config.json there has a value of no use",
         ),
         (
             lambda p: _edited(p, "scheduler/scheduler_config.json", beta_schedule="sigmoid"),
