@@ -216,6 +216,11 @@ class Experiment:
         for field, value in positive.items():
             if value <= 0:
                 raise UserError(f"--{field} is {value}; give a number above 0")
+        if self.train.steps % self.train.accumulate:
+            raise UserError(
+                f"--train.steps {self.train.steps} is not a multiple of --train.accumulate "
+                f"{self.train.accumulate}: the last gradients would go into no update"
+            )
         hosts = self.hosts
         if not 0 <= hosts.index < hosts.count:
             raise UserError(

@@ -64,6 +64,7 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--name", "../elsewhere"], ["--name"]),
         (["--workdir=s3://bucket/runs"], ["--workdir s3://bucket/runs", "gs://BUCKET"]),
         (["--train.accumulate=0"], ["--train.accumulate is 0"]),
+        (["--train.steps=10", "--train.accumulate=4"], ["10 is not a multiple", "accumulate 4"]),
         (["--hosts.count=2", "--hosts.index=2"], ["--hosts.index is 2", "0 to 1"]),
         (["--hosts.coordinator=here"], ["--hosts.coordinator 'here'", "HOST:PORT"]),
         (["--hosts.wait=0"], ["--hosts.wait is 0"]),

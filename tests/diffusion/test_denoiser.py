@@ -44,3 +44,17 @@ def test_only_an_unmasked_caption_is_seen_behind_its_end(masked):
 
     difference = jnp.abs(jnp.subtract(*images(weights))).max()
     assert (difference < 1e-5) if masked else (difference > 1e-3)
+
+
+def test_zeros_stand_for_the_empty_caption_where_they_are_asked_for():
+    """In training with dropped captions as in guidance, and for no other caption."""
+    config = dataclasses.replace(DIT_MODEL, zero_empty=True)
+    shapes = jax.eval_shape(functools.partial(denoiser.init, config, SIZE), jax.random.key(0))
+    text = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes["text"])
+    captions = jnp.stack([denoiser.empty_caption(config.text), jnp.array([2, 7, 3, 0, 0, 0])])
+    found = jax.jit(lambda text: denoiser.encode(config, text, captions))(text)
+    away = jax.jit(lambda text: denoiser.unconditional(config, text))(text)
+    for both, none in ((found.tokens, away.tokens), (found.pooled, away.pooled)):
+        assert not both[0].any()
+        assert not none.any()
+        assert both[1].any()
