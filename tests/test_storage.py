@@ -22,6 +22,9 @@ from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.state import State
 
 RUN = "gs://bucket/runs/teacher"
+# TensorStore may still answer a refused save when Orbax has left its event loop.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 CONFIG = """
 from jaxgen.config import Data, Optimizer, Train
 from jaxgen.methods.diffusion import Diffusion

@@ -16,6 +16,7 @@ from jaxgen.data import drawn as sets
 from jaxgen.data.source import Source
 from jaxgen.diffusion import denoiser
 from jaxgen.errors import UserError
+from jaxgen.runtime import mesh as meshes
 from jaxgen.stages import Loaded
 from jaxgen.text import tokenizer as words
 
@@ -68,7 +69,7 @@ def test_a_killed_drawing_ends_in_the_same_pictures(
     config, loaded: Loaded, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sets, "SHARD", 8)
-    monkeypatch.setattr(synthesis, "BATCH", 8)
+    monkeypatch.setattr(meshes, "images_at_once", lambda size: 8)
     progress = []
     whole = synthesis.drawn(config, DRAWING, loaded, source, lambda *done: progress.append(done))
     assert progress == [(8, COUNT), (16, COUNT), (COUNT, COUNT)]

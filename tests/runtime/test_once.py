@@ -9,10 +9,11 @@ import pytest
 
 from jaxgen.data.source import Source
 from jaxgen.errors import UserError
+from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import once
 from jaxgen.state import Once
 
-COUNT = once.BATCH + 7
+COUNT = meshes.images_at_once(4) + 7  # a block, and a part of one
 
 
 @pytest.fixture

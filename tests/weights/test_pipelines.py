@@ -1,5 +1,6 @@
 """Folders of diffusers against diffusers itself: from prompts to pixels, in and out."""
 
+import dataclasses
 import functools
 import json
 import shutil
