@@ -2,9 +2,10 @@
 
 Command:  python -m jaxgen.train --config=gan
 Hardware: 2 CPU cores.
-Time:     10 to 15 minutes is the aim; not trained to its end on an idle machine yet.
-Result:   not known. After 432 of 1200 steps captions had colours and no shapes, and the
-          discriminator judged 9 of 10 pairs rightly.
+Time:     9 minutes for 2000 steps beside other work, on the 274 pictures of
+          --data.name=openmoji:smileys-emotion,food-drink.
+Result:   there, colours and no shapes: the discriminator comes to judge every pair rightly, and
+          does so at twenty times the penalty too.
 """
 
 from jaxgen import config as configs

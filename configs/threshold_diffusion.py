@@ -3,8 +3,9 @@
 Command:  python -m jaxgen.train --config=threshold_diffusion
           and beside it: python -m jaxgen.train --config=diffusion --train.steps=2000
 Hardware: 2 CPU cores.
-Time:     about 12 minutes (2000 steps of 16 images, as `diffusion` takes for them).
-Result:   not trained to the end yet.
+Time:     45 minutes beside much other work, on the 274 pictures of
+          --data.name=openmoji:smileys-emotion,food-drink.
+Result:   there, loss .114; most captions shown can be told at 50 steps, some in a wrong colour.
 """
 
 import dataclasses
