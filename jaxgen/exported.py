@@ -1,7 +1,6 @@
 """A run in the forms that other tools open: diffusers' folder, one flat file, one program."""
 
 import dataclasses
-import functools
 import json
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from jaxgen import config as configs
@@ -76,7 +75,7 @@ def stablehlo(
     length = config.caption_length
 
     def draw(tensors: dict[str, Any], seed: Any, ids: Any) -> Any:
-        weights = _nested(jax.tree.map(lambda a: a.astype(jnp.float32), tensors))
+        weights = unflatten_dict({n: a.astype(jnp.float32) for n, a in tensors.items()}, sep=".")
         return method.sample(config, weights, jax.random.key(seed), ids, sampler)
 
     flat = _weights(loaded, folder, dtype)
@@ -97,8 +96,7 @@ def stablehlo(
     begun = time.monotonic()
     read = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
     ready = time.monotonic()
-    ids = np.tile(empty, (1, 1)).astype(np.int32)
-    np.asarray(jax.jit(read.call)(flat, np.uint32(0), ids))
+    np.asarray(jax.jit(read.call)(flat, np.uint32(0), empty[None]))
     size = (folder / PROGRAM).stat().st_size
     return [
         f"program: {size / 1e3:.0f} kB without weights, {ready - begun:.2f} s to load, "
@@ -120,11 +118,3 @@ def _weights(loaded: Loaded, folder: Path, dtype: str) -> dict[str, np.ndarray]:
 
 def _tokenizer(loaded: Loaded, folder: Path) -> None:
     (folder / TOKENIZER).write_text(loaded.tokenizer.to_str(), encoding="utf-8")
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *path, last = name.split(".")
-        functools.reduce(lambda node, key: node.setdefault(key, {}), path, tree)[last] = leaf
-    return tree

@@ -49,7 +49,8 @@ class Row:
     count: int
     """Samples."""
     seconds: float
-    """For an image, in batches of `BATCH`, without compiling."""
+    """For an image, in batches of `batch`, without compiling."""
+    batch: int
     found: dict[str, Estimate]
 
     @property
@@ -224,7 +225,8 @@ def rows(
             values = measures(part, wanted.own, real, jax.random.key(seed))
             if network.description.name.startswith("clip"):
                 values["cmmd"] = _cmmd(real.train, part.features)
-            found.append(Row(name, sampler, captions, len(wanted.ids), seconds, values))
+            batch = meshes.images_at_once(loaded.config.data.size)
+            found.append(Row(name, sampler, captions, len(wanted.ids), seconds, batch, values))
         yield found
 
 
@@ -275,7 +277,7 @@ def as_json(row: Row, network: FeatureNetwork) -> dict[str, Any]:
         "sampler": dataclasses.asdict(row.sampler) if row.sampler else None,
         "network_calls": sampling.network_calls(row.sampler) if row.sampler else 1,
         "seconds_per_image": row.seconds,
-        "batch": BATCH,
+        "batch": row.batch,
         "metrics": {f"{name} {which}": value._asdict() for name, value in row.found.items()},
     }
 

@@ -91,8 +91,9 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             config.accept(name, first, f"config {first.name}")
             before += plan(first, name)
             sources[name] = first.folder
-        elif value == SHIPPED or _holds_weights(hub.located(value)):
-            folder = shipped(config.stage(name).name) if value == SHIPPED else hub.located(value)
+        elif value == SHIPPED or _holds_weights(folder := hub.located(value)):
+            if value == SHIPPED:
+                folder = shipped(config.stage(name).name)
             config.accept(name, _config(folder), str(folder))
             sources[name] = folder
         else:

@@ -1,6 +1,7 @@
 """Published weights by their name at Hugging Face: hf:OWNER/NAME, kept in that library's cache."""
 
 import contextlib
+import logging
 from pathlib import Path
 
 from jaxgen import storage
@@ -24,6 +25,7 @@ def located(argument: str) -> Path:
         raise UserError(
             f"{argument} needs huggingface_hub: pip install huggingface_hub, or give a folder"
         ) from None
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what fails is said once
     try:
         wanted = _wanted(list_repo_files(name))
         return Path(snapshot_download(name, allow_patterns=wanted))
