@@ -91,16 +91,15 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             config.accept(name, first, f"config {first.name}")
             before += plan(first, name)
             sources[name] = first.folder
-        elif value == SHIPPED or _holds_weights(folder := hub.located(value)):
-            if value == SHIPPED:
-                folder = shipped(config.stage(name).name)
+        else:
+            folder = shipped(config.stage(name).name) if value == SHIPPED else hub.located(value)
+            if not _holds_weights(folder):
+                raise UserError(
+                    f"--{name.replace('_', '-')} {value!r} is no folder of weights or finished run, "
+                    f"no config ({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
+                )
             config.accept(name, _config(folder), str(folder))
             sources[name] = folder
-        else:
-            raise UserError(
-                f"--{name.replace('_', '-')} {value!r} is no folder of weights or finished run, no "
-                f"config ({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
-            )
     run.refuse_other(config, methods.name(config))
     return [*before, Stage(role, config, sources)]
 
