@@ -95,8 +95,8 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             folder = shipped(config.stage(name).name) if value == SHIPPED else hub.located(value)
             if not _holds_weights(folder):
                 raise UserError(
-                    f"--{name.replace('_', '-')} {value!r} is no folder of weights or finished run, "
-                    f"no config ({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
+                    f"--{name.replace('_', '-')} {value!r} is no folder of weights or finished "
+                    f"run, no config ({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
                 )
             config.accept(name, _config(folder), str(folder))
             sources[name] = folder
