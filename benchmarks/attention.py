@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks import sampling_report
+from benchmarks import reports
 from jaxgen import config as configs
 from jaxgen.errors import UserError, reported
 from jaxgen.models import attention
@@ -66,7 +66,7 @@ def main() -> None:
                     rows.append(row | found)
                     print(line(rows[-1]), flush=True)
         report = {"benchmark": "attention", "command": PROGRAM, "topology": place.name}
-        sampling_report.write(report | {"rows": rows}, RESULTS)
+        reports.write(report | {"rows": rows}, RESULTS)
         print(f"numbers: {RESULTS}")
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from benchmarks import machine
-from benchmarks.sampling_latency import RESULTS
+from benchmarks.machine import RESULTS
 from jaxgen import config as configs
 from jaxgen import quality, stages
 from jaxgen.data.source import Source

@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from benchmarks import machine
-from benchmarks.sampling_latency import RESULTS
+from benchmarks.machine import RESULTS
 from jaxgen import config as configs
 from jaxgen.errors import UserError, reported
 from jaxgen.runtime import mesh as meshes

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.sampling_latency import RESULTS
+from benchmarks.machine import RESULTS
 from jaxgen import config as configs
 from jaxgen import methods, stages
 from jaxgen.data.sources import open_source

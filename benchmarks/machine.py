@@ -1,18 +1,51 @@
-"""What a measurement was made on: devices and versions, and no name or path of the host."""
+"""What a measurement was made on: devices and versions, and no name or path of the host.
+
+    python -m benchmarks.machine 64
+
+prints that as JSON, with as many CPU devices as there are for 64 images at once.
+"""
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import jaxgen
+from jaxgen.errors import UserError
+from jaxgen.runtime import mesh as meshes
 
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+
+
+def asked(batch: int) -> dict[str, Any]:
+    """`hardware` for batches of `batch`, from a process of its own: this one's JAX stays unused.
+
+    A GPU's memory belongs to whoever uses it first, and children may want it.
+    """
+    command = [sys.executable, "-m", "benchmarks.machine", str(batch)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True)
+    if told.returncode:
+        raise UserError("JAX finds no device: its message is above")
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def folder(device: dict[str, Any]) -> Path:
+    """Where results of this hardware lie, made if need be; UserError where it cannot be."""
+    found = RESULTS / slug(device["device"], device["count"])
+    try:
+        found.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {found} ({error.strerror})") from None
+    return found
 
 
 def hardware() -> dict[str, Any]:
@@ -49,9 +82,23 @@ def slug(device: str, count: int) -> str:
     return "-".join([w for w in words if not re.fullmatch(r"\d+gb|hbm\w*", w)] + [str(count)])
 
 
+def memory_left() -> float:
+    """Bytes of this machine's memory that are free or can be freed; infinite where unknown."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        if found:
+            return 1024.0 * int(found[1])
+    return float("inf")
+
+
 def _processor() -> str:
     with contextlib.suppress(OSError):
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         if found:
             return found[1].strip()
     return platform.processor() or "unknown"
+
+
+if __name__ == "__main__":
+    meshes.prepare(int(sys.argv[1]))
+    print(json.dumps(hardware()))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.sampling_latency import RESULTS
+from benchmarks.machine import RESULTS
 from jaxgen import config as configs
 from jaxgen import methods
 from jaxgen.config import Data, Experiment, Mesh, Optimizer, Train

@@ -26,7 +26,7 @@ from einops import repeat
 from jaxtyping import UInt8
 
 from benchmarks import machine
-from benchmarks.sampling_latency import RESULTS
+from benchmarks.machine import RESULTS
 from jaxgen import config as configs
 from jaxgen import evaluate, methods, quality, stages
 from jaxgen.data.source import Source

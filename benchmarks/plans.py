@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, sampling_report
+from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen import methods, plan
 from jaxgen.config import Experiment
@@ -101,7 +101,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def write(rows: list[dict[str, Any]]) -> None:
     """JSON, and the table beside it."""
-    sampling_report.write({"benchmark": "plans", "command": PROGRAM, "plans": rows}, RESULTS)
+    reports.write({"benchmark": "plans", "command": PROGRAM, "plans": rows}, RESULTS)
     lines = [_HEAD, ("---",) * len(_HEAD), *(_cells(row) for row in rows)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     RESULTS.with_suffix(".md").write_text(

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, plans, sampling_report
+from benchmarks import machine, plans, reports
 from jaxgen import config as configs
 from jaxgen import plan
 from jaxgen.config import Experiment, Mesh
@@ -170,7 +170,7 @@ def read() -> list[dict[str, Any]]:
 
 def write(rows: list[dict[str, Any]]) -> None:
     """The rows as JSON."""
-    sampling_report.write({"benchmark": "scaling", "command": PROGRAM, "plans": rows}, RESULTS)
+    reports.write({"benchmark": "scaling", "command": PROGRAM, "plans": rows}, RESULTS)
 
 
 def _of(name: str, chips: int) -> Experiment:

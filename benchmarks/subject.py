@@ -1,9 +1,8 @@
-"""The denoiser that a benchmark measures: a finished run, or a named shape with random weights."""
+"""What a latency benchmark measures: a finished run, or a config's shapes with random weights."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,36 +11,40 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Int32
 
+from benchmarks import machine
 from jaxgen import config as configs
 from jaxgen import stages
 from jaxgen.diffusion import denoiser
 from jaxgen.diffusion.denoiser import Denoiser, Weights
-from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError
-from jaxgen.models.unet import SD21_UNET
-from jaxgen.text.encoder import OPENCLIP_H, TextConfig
+from jaxgen.methods.text_to_image import TextToImage, codec_shapes, decoded
+from jaxgen.text import tokenizer as words
+from jaxgen.text.encoder import TextConfig
 from jaxgen.text.tokenizer import SPECIAL
 
-VOCABULARY = 70_000  # about that of the tokenizer; a run knows its own
-GUIDANCE = 3.0
+NOISE = 2**20  # numbers drawn, of which random weights are repetitions
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A denoiser with its weights, named."""
+    """A text-to-image model with its weights, named. Teacher and student have the same shapes."""
 
     name: str
-    model: Denoiser
-    size: int
-    """Side of the images, or latents, that the UNet sees."""
-    guidance: float
-    """That of iterative sampling."""
+    config: TextToImage
     weights: Weights
+    """On the host."""
 
     @property
-    def output(self) -> str:
-        """What comes out as uint8: sd21 has no decoder yet."""
-        return "pixels" if self.model.backbone.channels == 3 else "latents, no decoder"
+    def model(self) -> Denoiser:
+        return self.config.model
+
+    def computed_in(self, dtype: str) -> "Subject":
+        """The same with activations of another type; float32 is for the codec too."""
+        config = self.config.computed_in(dtype)
+        if dtype == "float32":
+            codec = dataclasses.replace(config.autoencoder, dtype=dtype)
+            config = dataclasses.replace(config, autoencoder=codec)
+        return dataclasses.replace(self, config=config)
 
 
 class Flops(NamedTuple):
@@ -51,43 +54,50 @@ class Flops(NamedTuple):
     """Encoding its caption."""
     network: float
     """One call of the network that denoises."""
+    decode: float
+    """From what is diffused to uint8 pixels."""
 
 
-def named(shape: str) -> Subject:
-    """One of `SHAPES`, with random weights."""
-    model, size = SHAPES[shape]()
-    return Subject(shape, model, size, GUIDANCE, random_weights(model, size))
+def of_config(name: str) -> Subject:
+    """A config's shapes with random weights; UserError where it draws nothing from captions."""
+    config: Any = configs.load(name)
+    _check(config, f"--config {name}")
+    vocabulary = config.model.text.vocabulary or words.build().get_vocab_size()
+    config = config.resolved(vocabulary, 2)
+    return Subject(config.name, config, random_weights(config))
 
 
-def of_run(folder: Path) -> Subject:
+def of_run(argument: str) -> Subject:
     """The model of a finished run; UserError where there is none."""
+    folder = stages.run_folder(argument)
     loaded = stages.read(folder)
-    config: Any = loaded.config
-    model = getattr(config, "model", None)
-    if not isinstance(model, Denoiser):
-        raise UserError(f"--run {folder} holds no text-to-image model: it draws nothing")
-    if config.codec or "lora" in loaded.weights:
-        raise UserError(
-            f"--run {folder} draws through a codec or adapters, which are not timed yet"
-        )
-    name = folder.resolve().name
-    return Subject(name, model, config.data.size, config.guidance, loaded.weights)
+    _check(loaded.config, f"--run {argument}")
+    if "lora" in loaded.weights:
+        raise UserError(f"--run {argument} draws through adapters, which are not timed yet")
+    return Subject(folder.resolve().name, loaded.config, loaded.weights)  # pyright: ignore[reportArgumentType]
 
 
-def random_weights(model: Denoiser, size: int) -> Weights:
+def random_weights(config: TextToImage) -> Weights:
     """Weights that are small noise, norms and zero-initialised layers included: nothing compiles.
 
-    Times do not depend on values, as long as these are finite.
+    Times do not depend on values, as long as these are finite. UserError where they do not fit.
     """
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(functools.partial(denoiser.init, model, size), jax.random.key(0))
+    noise = 0.02 * np.random.default_rng(0).standard_normal(NOISE, np.float32)
 
-    def noise(array: jax.ShapeDtypeStruct) -> np.ndarray:
-        values = rng.standard_normal(array.shape, np.float32)
-        values *= 0.02
-        return values
+    def shapes(key: Any) -> Any:
+        return {**denoiser.init(config.model, config.side, key), **codec_shapes(config)}
 
-    return jax.tree.map(noise, shapes)
+    wanted = jax.eval_shape(shapes, jax.random.key(0))
+    need = 4 * sum(leaf.size for leaf in jax.tree.leaves(wanted))
+    if 2 * need > machine.memory_left():
+        raise UserError(
+            f"{config.name} has {need / 2**30:.1f} GiB of weights, here and again on the device: "
+            "more memory than there is; measure a smaller config"
+        )
+    weights = jax.tree.map(lambda leaf: np.resize(noise, leaf.shape), wanted)
+    if config.codec:
+        weights["codec"]["scale"] = np.ones((), np.float32)
+    return weights
 
 
 def captions(config: TextConfig, batch: int) -> Int32[np.ndarray, "b length"]:
@@ -104,16 +114,16 @@ def counted(subject: Subject) -> Flops:
     That is what the model asks for, the same on every device; after compilation the count would be
     one device's share, and on GPU and TPU it cannot be had before.
     """
-    model = subject.model
-    text_weights, unet_weights = subject.weights["text"], subject.weights["denoiser"]
+    config, model, weights = subject.config, subject.model, subject.weights
     caption = jnp.zeros((1, model.text.length), jnp.int32)
-    image = jnp.zeros((1, subject.size, subject.size, model.backbone.channels))
+    image = jnp.zeros((1, config.side, config.side, model.backbone.channels))
     encode = functools.partial(denoiser.encode, model)
     predict = functools.partial(denoiser.predict_x0, model)
-    text = jax.eval_shape(encode, text_weights, caption)
+    text = jax.eval_shape(encode, weights["text"], caption)
     return Flops(
-        text=flops_of(encode, text_weights, caption),
-        network=flops_of(predict, unet_weights, image, jnp.zeros(1), text),
+        text=flops_of(encode, weights["text"], caption),
+        network=flops_of(predict, weights["denoiser"], image, jnp.zeros(1), text),
+        decode=flops_of(functools.partial(decoded, config), weights, image),
     )
 
 
@@ -127,27 +137,9 @@ def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
         ) from None
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), arguments)
     cost: Any = jax.jit(function).lower(*shapes).cost_analysis()
-    return cost["flops"]
+    return (cost or {}).get("flops", 0.0)
 
 
-def _tiny() -> tuple[Denoiser, int]:
-    config: Any = configs.load("diffusion").resolved(vocabulary=VOCABULARY, classes=1)
-    return config.model, config.data.size
-
-
-def _64px() -> tuple[Denoiser, int]:
-    config: Any = configs.load("diffusion_64").resolved(vocabulary=VOCABULARY, classes=1)
-    return config.model, config.data.size
-
-
-def _sd21() -> tuple[Denoiser, int]:
-    schedule = Schedule(kind="scaled_linear", zero_terminal_snr=True)
-    model = Denoiser(text=OPENCLIP_H, unet=SD21_UNET, schedule=schedule, prediction="v")
-    return model, 64  # of latents: 512 px
-
-
-SHAPES: dict[str, Callable[[], tuple[Denoiser, int]]] = {
-    "tiny": _tiny,
-    "64px": _64px,
-    "sd21": _sd21,
-}
+def _check(config: Any, said: str) -> None:
+    if not isinstance(config, TextToImage):
+        raise UserError(f"{said} is no text-to-image model: there is no sampler to time")

@@ -8,8 +8,16 @@ from typing import Any
 
 import jax
 
+from benchmarks import machine
+
 SHARE = 0.25  # of the budget, that one program may take before the others had their chance
+MEMORY = "needs more memory than there is"
 SHORT = 2.0  # seconds; shorter first runs are mostly setting up, and a second tells the pace
+
+
+def computed(compiled: Any, arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    """A run that is over when its results are on the devices."""
+    return lambda: jax.block_until_ready(compiled(*arguments))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Candidate:
     """What is compiled."""
     arguments: Callable[[], tuple[Any, ...]]
     """Makes the arguments, placed on the devices, when its turn comes."""
+    prepared: Callable[[Any, tuple[Any, ...]], Callable[[], Any]] = computed
+    """From the compiled function and its arguments to one run. Only what is returned is timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Timing:
     """Tracing, lowering and compiling."""
     runs: tuple[float, ...]
     """Each run that counts; at least one before them does not."""
+    bytes: float | None = None
+    """Memory traffic of one run by XLA's own count, of all devices; of a loop, one turn."""
 
     @property
     def median(self) -> float:
@@ -48,7 +60,12 @@ class _Known:
     compile: float
     pace: float
     """Seconds of one run, as far as is known before the runs that count."""
-    run: Callable[[], Any]
+    bytes: float | None
+    prepared: Callable[[], Callable[[], Any]]
+
+
+class _TooLarge(Exception):  # noqa: N818
+    """A program that needs more of this machine's memory than is free; its text says how much."""
 
 
 def measure(
@@ -88,9 +105,10 @@ def measure(
             try:
                 found = known[number] = _tried(candidate)
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                skipped[number] = "needs more memory than the device has"
+                skipped[number] = exhausted(error)
+                continue
+            except _TooLarge as error:
+                skipped[number] = str(error)
                 continue
             say(
                 f"{candidate.label}: compiled in {found.compile:.1f} s, "
@@ -103,11 +121,30 @@ def measure(
     runs: dict[int, list[float]] = {n: [] for n in known if n not in skipped}
     for _ in range(repeats):
         for number, times in runs.items():
-            times.append(_seconds(known[number].run))
+            if number in skipped:
+                continue
+            try:
+                times.append(_seconds(known[number].prepared))
+            except jax.errors.JaxRuntimeError as error:
+                skipped[number] = exhausted(error)
     return [
-        skipped[n] if n in skipped else Timing(known[n].compile, (*runs[n],))
+        skipped[n] if n in skipped else Timing(known[n].compile, (*runs[n],), known[n].bytes)
         for n in range(len(candidates))
     ]
+
+
+def exhausted(error: Exception) -> str:
+    """The reason why a program is skipped; the error again where memory is not the reason."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return MEMORY
+
+
+def bytes_of(compiled: Any) -> float | None:
+    """XLA's count of the bytes that the compiled program reads and writes, on all devices."""
+    cost = compiled.cost_analysis() or {}
+    devices = len(jax.tree.leaves(compiled.input_shardings)[0].device_set)
+    return devices * cost["bytes accessed"] if "bytes accessed" in cost else None
 
 
 def _expected(candidate: Candidate, known: Iterable[_Known]) -> tuple[float, float]:
@@ -122,15 +159,35 @@ def _tried(candidate: Candidate) -> _Known:
     """The candidate, compiled and warm."""
     arguments = candidate.arguments()
     begun = time.perf_counter()
-    compiled = jax.jit(candidate.function).lower(*arguments).compile()
+    program = jax.jit(candidate.function, keep_unused=True)
+    compiled = program.lower(*arguments).compile()
     compile = time.perf_counter() - begun
-    pace = _seconds(lambda: compiled(*arguments))
+    _check_memory(compiled)
+
+    def prepared() -> Callable[[], Any]:
+        return candidate.prepared(compiled, arguments)
+
+    pace = _seconds(prepared)
     if pace < SHORT:
-        pace = _seconds(lambda: compiled(*arguments))
-    return _Known(candidate, compile, pace, lambda: compiled(*arguments))
+        pace = _seconds(prepared)
+    return _Known(candidate, compile, pace, bytes_of(compiled), prepared)
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def _check_memory(compiled: Any) -> None:
+    """Raises _TooLarge on a CPU, where a program that needs too much is killed and not refused."""
+    if jax.default_backend() != "cpu":
+        return
+    found, left = compiled.memory_analysis(), machine.memory_left()
+    need = jax.device_count() * (found.temp_size_in_bytes + found.output_size_in_bytes)
+    if need > left:
+        raise _TooLarge(
+            f"{MEMORY}: {need / 2**30:.1f} GiB beside its arguments, of which "
+            f"{left / 2**30:.1f} are left"
+        )
+
+
+def _seconds(prepared: Callable[[], Callable[[], Any]]) -> float:
+    run = prepared()
     begun = time.perf_counter()
-    jax.block_until_ready(run())
+    run()
     return time.perf_counter() - begun

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
-from benchmarks.sampling_latency import RESULTS
+from benchmarks.machine import RESULTS
 from jaxgen import config as configs
 from jaxgen import methods, stages
 from jaxgen.diffusion.sampler import Sampler

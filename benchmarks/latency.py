@@ -1,0 +1,321 @@
+"""Seconds per image of a teacher's many guided steps and its student's one: what it buys, and why.
+
+    python -m benchmarks.latency                              (runs/add, or the shapes of add)
+    python -m benchmarks.latency --config=add_sd21 --dtypes bfloat16 --batches 1 8 64 --minutes=9
+    python -m benchmarks.latency --plot=FILE.json             (draws its plot again)
+
+For every type and batch: the whole, from token ids on the host to uint8 pixels on the host; and,
+compiled apart, text (captions to features; with guidance the empty caption too), denoise (noise to
+what is diffused), decode (that to uint8 pixels), transfer (pixels to the host) and dispatch (a
+program with all these arguments that computes nothing). `benchmarks.timing` says how they are
+timed, `benchmarks.starts` what a first and a second start of a process take.
+
+What is measured is written at once, and the same command goes on where it stopped, at --minutes or
+killed: a rented accelerator is had for minutes.
+
+FLOPs: XLA counts the body of a loop once, whatever its turns, so a sampler's FLOPs are counted as
+text + network calls x one call + decode, a guided call being one on the doubled batch. What a
+sampler adds to its calls, some operations a pixel, is left out. Bytes are XLA's count of the
+compiled part, times the turns of its loop.
+"""
+
+import dataclasses
+import datetime
+import itertools
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from benchmarks import ceilings, latency_report, machine, reports, starts, timing
+from benchmarks import latency_programs as programs
+from benchmarks import subject as subjects
+from benchmarks.latency_programs import Program
+from benchmarks.reports import Report
+from benchmarks.subject import Flops, Subject
+from benchmarks.timing import Timing
+from jaxgen import config as configs
+from jaxgen.diffusion import sampler as sampling
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.errors import UserError, reported
+from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime import run as runs
+
+PROGRAM = "python -m benchmarks.latency"
+DEFAULT = "add"
+COMPARED = ("subject", "samplers", "repeats", "versions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    run: str = ""
+    """Folder of a finished run, or shipped:NAME, whose weights are measured; runs/add, where it is
+    there and --config is not given."""
+    config: str = ""
+    """A config whose shapes are measured with random weights, such as add_64, add_sd21, add_sdxl;
+    add, where there is neither --run nor runs/add."""
+    batches: tuple[int, ...] = (1, 8, 64, 2, 4, 16, 32)
+    """Numbers of images drawn at once, the most telling first."""
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Types of the networks' activations."""
+    iterative: int = 50
+    """Steps of the teacher's guided sampler, with which the others are compared."""
+    steps: tuple[int, ...] = (1, 4)
+    """Steps of the student's samplers; the first one's parts are measured."""
+    repeats: int = 5
+    """Counted runs of each program."""
+    minutes: float = 9.0
+    """Minutes that a command may take; the next one goes on."""
+    anew: bool = False
+    """Measure again what was measured before."""
+    plot: str = ""
+    """JSON file written before: draws its plot again, beside it, and measures nothing."""
+
+    def check(self) -> None:
+        """Raises UserError for options that cannot be served."""
+        if self.run and self.config:
+            raise UserError(f"--run {self.run} and --config {self.config}: give one of them")
+        if not self.dtypes:
+            raise UserError("--dtypes is empty; give float32, bfloat16 or both")
+        counts = {"batches": self.batches, "steps": self.steps}
+        counts |= {"iterative": (self.iterative,), "repeats": (self.repeats,)}
+        for name, values in counts.items():
+            if not values or min(values) < 1:
+                given = " ".join(map(str, values)) or "is empty"
+                raise UserError(f"--{name} {given}: give whole numbers of 1 or more")
+        if not self.minutes > 0:
+            raise UserError(f"--minutes is {self.minutes:g}; give a number above 0")
+
+    def subject(self) -> tuple[str, str]:
+        """run or config, and which."""
+        if self.config:
+            return "config", self.config
+        if self.run or runs.finished_steps(Path("runs") / DEFAULT):
+            return "run", self.run or f"runs/{DEFAULT}"
+        return "config", DEFAULT
+
+
+def main() -> None:
+    with reported():
+        options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        if options.plot:
+            path = Path(options.plot)
+            report = reports.read(path, "latency")
+            print(latency_report.draw(report, path.with_suffix(".png")))
+            return
+        end = time.monotonic() + 60 * options.minutes
+        device = machine.asked(max(options.batches))
+        kind, name = options.subject()
+        path = machine.folder(device) / f"latency_{Path(name).name.rpartition(':')[2]}.json"
+        begun = _begun(options, path, end)  # a start needs the device for itself
+        jax.config.update("jax_enable_compilation_cache", False)
+        meshes.prepare(max(options.batches))
+        subject = (subjects.of_run if kind == "run" else subjects.of_config)(name)
+        how = programs.compared(subject, options.iterative, options.steps)
+        flops = subjects.counted(subject.computed_in("float32"))  # of both types' work
+        head = {"command": _command(), **_head(subject, how, options, flops, device)}
+        report = reports.taken_up(head, path, COMPARED, options.anew)
+        report["dtypes"] = list(dict.fromkeys([*report.get("dtypes", ()), *options.dtypes]))
+        report["starts"] = begun
+        reports.write(report, path)
+        left = measure(subject, how, flops, options, end, report, path, _say)
+        print(latency_report.table(report))
+        print(f"numbers: {path}")
+        print(latency_report.draw(report, path.with_suffix(".png")))
+        if left:
+            print(f"{left} part(s) are left: the same command goes on")
+
+
+def measure(
+    subject: Subject,
+    how: dict[str, Sampler],
+    flops: Flops,
+    options: Options,
+    end: float,
+    report: Report,
+    path: Path,
+    say: Callable[[str], None],
+) -> int:
+    """Adds to `report`, and to its file at `path`, until time.monotonic() is `end`.
+
+    Returns how many parts are left. `say` gets lines of progress.
+    """
+    left = 0
+    for dtype in options.dtypes:
+        typed = subject.computed_in(dtype)
+        place = programs.placing(typed)
+        most = None
+        for batch, part in itertools.product(dict.fromkeys(options.batches), programs.PARTS):
+            unit = programs.planned(typed, how, batch, part, flops, place)
+            seconds = end - time.monotonic()
+            if seconds > 0 and not _is_done(report, dtype, unit, seconds):
+                if most is None:
+                    most = ceilings.measured(dtype)
+                    report.setdefault("ceilings", {})[dtype] = most._asdict()
+                found = _timings(report, dtype, unit, options.repeats, seconds, say)
+                _put(report, dtype, unit, found, most, seconds)
+                report["comparison"] = latency_report.compared(report)
+                reports.write(report, path)
+            left += not _is_done(report, dtype, unit, 60 * options.minutes)
+    report["left"] = left
+    reports.write(report, path)
+    return left
+
+
+def _begun(options: Options, path: Path, end: float) -> dict[str, Any]:
+    """What first and second starts took, by type: those of before, and what misses."""
+    there = path.is_file() and not options.anew
+    begun = reports.read(path, "latency").get("starts", {}) if there else {}
+    for dtype in options.dtypes:
+        if dtype not in begun and time.monotonic() < end:
+            _say(f"{dtype}: a first start, and a second")
+            what = "--{}={}".format(*options.subject())
+            begun[dtype] = starts.first_and_second([what, f"--dtype={dtype}"])
+    return begun
+
+
+def _head(
+    subject: Subject,
+    how: dict[str, Sampler],
+    options: Options,
+    flops: Flops,
+    device: dict[str, Any],
+) -> Report:
+    """All of the JSON file that does not grow."""
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        "benchmark": "latency",
+        "name": subject.name,
+        "hardware": device,
+        "versions": machine.versions(),
+        "subject": {
+            "size": subject.config.data.size,
+            "diffused": [subject.config.side] * 2 + [subject.model.backbone.channels],
+            "matmul_precision": precision or "default",
+            "parameters": {name: _size(tree) for name, tree in subject.weights.items()},
+            "flops_per_image": flops._asdict(),
+        },
+        "samplers": {
+            title: {**dataclasses.asdict(sampler), "calls": sampling.network_calls(sampler)}
+            for title, sampler in how.items()
+        },
+        "repeats": options.repeats,
+        "comparison": [],
+        "goal": {"share": latency_report.GOAL, "from_batch": latency_report.FROM_BATCH},
+    }
+
+
+def _timings(
+    report: Report,
+    dtype: str,
+    unit: Sequence[Program],
+    repeats: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> list[Timing | str]:
+    """The timings of one part's programs, or why they were skipped.
+
+    What was measured before tells which one cannot fit: not even a first run is tried then.
+    """
+    pace = [
+        row["seconds"]["median"] / row["flops"]
+        for row in report["measured"]
+        if row["dtype"] == dtype and row["part"] in ("whole", "denoise")
+    ]
+    least = min(pace, default=0.0) * min(program.flops for program in unit)
+    if least > seconds:
+        return [f"needs about {least:.0f} s a run, of which {seconds:.0f} s are left"] * len(unit)
+    return timing.measure([program.candidate for program in unit], repeats, seconds, say)
+
+
+def _is_done(report: Report, dtype: str, unit: Sequence[Program], seconds: float) -> bool:
+    """Whether each program was measured, or skipped for a reason that still holds.
+
+    The memory stays what it was; time may be more than it was.
+    """
+    keys = {_key(_which(dtype, program)) for program in unit}
+    done = {_key(row) for row in report["measured"]}
+    done |= {
+        _key(row)
+        for row in report["skipped"]
+        if row["reason"].startswith(timing.MEMORY) or seconds <= 1.1 * row["seconds_left"]
+    }
+    return keys <= done
+
+
+def _put(
+    report: Report,
+    dtype: str,
+    unit: Sequence[Program],
+    found: Sequence[Timing | str],
+    most: ceilings.Ceilings,
+    seconds: float,
+) -> None:
+    """The part's rows in the report, in the place of any that it had."""
+    keys = {_key(_which(dtype, program)) for program in unit}
+    for field in ("measured", "skipped"):
+        report[field] = [row for row in report[field] if _key(row) not in keys]
+    for program, one in zip(unit, found, strict=True):
+        if isinstance(one, str):
+            row = _which(dtype, program) | {"reason": one, "seconds_left": seconds}
+            report["skipped"].append(row)
+        else:
+            report["measured"].append(_measured(dtype, program, one, most))
+
+
+def _measured(
+    dtype: str, program: Program, found: Timing, most: ceilings.Ceilings
+) -> dict[str, Any]:
+    # Of the whole, the turns of the loop are only a part, and their bytes are told with denoise.
+    counted = found.bytes is not None and program.part != "whole"
+    moved = program.turns * found.bytes if counted and found.bytes else None
+    return _which(dtype, program) | {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "devices": program.devices,
+        "flops": program.flops,
+        "bytes": moved,
+        "compile_seconds": found.compile,
+        "seconds": {
+            "median": found.median,
+            "min": min(found.runs),
+            "max": max(found.runs),
+            "runs": list(found.runs),
+        },
+        "seconds_per_image": found.median / program.batch,
+        "ceilings": most._asdict(),
+        **ceilings.shares(program.flops, moved, found.median, most),
+    }
+
+
+def _which(dtype: str, program: Program) -> dict[str, Any]:
+    samplers = list(program.samplers)
+    return {"dtype": dtype, "batch": program.batch, "part": program.part, "samplers": samplers}
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["dtype"], row["batch"], row["part"], *row["samplers"]
+
+
+def _command() -> str:
+    """The command line again, without the folders of this machine."""
+    said = [
+        f"--run={Path(a.partition('=')[2]).name}" if a.startswith("--run=/") else a
+        for a in sys.argv[1:]
+    ]
+    return shlex.join([*PROGRAM.split(), *said])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _size(tree: Any) -> int:
+    return sum(array.size for array in jax.tree.leaves(tree))
+
+
+if __name__ == "__main__":
+    main()
