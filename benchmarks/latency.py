@@ -110,7 +110,7 @@ def main() -> None:
         end = time.monotonic() + 60 * options.minutes
         device = machine.asked(max(options.batches))
         kind, name = options.subject()
-        path = machine.folder(device) / f"latency_{Path(name).name.rpartition(':')[2]}.json"
+        path = machine.folder(device) / f"latency_{subjects.titled(kind, name)}.json"
         begun = _begun(options, path, end)  # a start needs the device for itself
         jax.config.update("jax_enable_compilation_cache", False)
         meshes.prepare(max(options.batches))
@@ -233,17 +233,10 @@ def _timings(
 
 
 def _is_done(report: Report, dtype: str, unit: Sequence[Program], seconds: float) -> bool:
-    """Whether each program was measured, or skipped for a reason that still holds.
-
-    The memory stays what it was; time may be more than it was.
-    """
+    """Whether each program was measured, or skipped for a reason that still holds."""
     keys = {_key(_which(dtype, program)) for program in unit}
     done = {_key(row) for row in report["measured"]}
-    done |= {
-        _key(row)
-        for row in report["skipped"]
-        if row["reason"].startswith(timing.MEMORY) or seconds <= 1.1 * row["seconds_left"]
-    }
+    done |= {_key(row) for row in report["skipped"] if reports.still_holds(row, seconds)}
     return keys <= done
 
 
@@ -279,12 +272,7 @@ def _measured(
         "flops": program.flops,
         "bytes": moved,
         "compile_seconds": found.compile,
-        "seconds": {
-            "median": found.median,
-            "min": min(found.runs),
-            "max": max(found.runs),
-            "runs": list(found.runs),
-        },
+        "seconds": timing.spread(found.runs),
         "seconds_per_image": found.median / program.batch,
         "ceilings": most._asdict(),
         **ceilings.shares(program.flops, moved, found.median, most),

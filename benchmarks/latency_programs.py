@@ -61,7 +61,7 @@ def compared(subject: Subject, iterative: int, steps: Sequence[int]) -> dict[str
     Raises UserError for numbers of steps that the schedule does not have.
     """
     guided = Sampler(steps=iterative, guidance=subject.config.guidance)
-    spacing = getattr(subject.config, "spacing", "trailing")
+    spacing: Any = getattr(subject.config, "spacing", "trailing")
     how = {f"{_steps(iterative)}{', guided' * _is_guided(guided)}": guided}
     for n in steps:
         how.setdefault(_steps(n), Sampler(solver="euler_ancestral", spacing=spacing, steps=n))

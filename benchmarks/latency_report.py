@@ -12,7 +12,16 @@ from jaxgen.errors import UserError
 
 PARTS = ("text", "denoise", "decode", "transfer", "dispatch")
 ON_DEVICE = PARTS[:3]
-COLUMNS = ("dtype", "batch", "sampler", "compile s", "s/image", "min", "max", *PARTS)
+COLUMNS: tuple[str, ...] = (
+    "dtype",
+    "batch",
+    "sampler",
+    "compile s",
+    "s/image",
+    "min",
+    "max",
+    *PARTS,
+)
 COLUMNS += ("% FLOP/s", "speed-up", "by FLOPs", "share")
 GOAL, FROM_BATCH = 0.9, 8  # of the ratio of FLOPs, the speed-up wanted, at this batch and above
 
@@ -84,7 +93,7 @@ def table(report: Report) -> str:
     """
     found = rows_of(report)
     faster = {(row["dtype"], row["batch"], row["sampler"]): row for row in report["comparison"]}
-    cells = [list(COLUMNS)]
+    cells: list[list[str]] = [[*COLUMNS]]
     for dtype, batch, part, title in sorted(found, key=lambda k: _order(report, k)):
         if part == "whole":
             cells.append(_line(dtype, batch, title, found, faster.get((dtype, batch, title))))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import timing
 from jaxgen.errors import UserError
 
 Report = dict[str, Any]
@@ -49,6 +50,12 @@ def taken_up(head: Report, path: Path, compared: tuple[str, ...], anew: bool) ->
                 f"{path} was measured with another {name}; --anew measures all of it again"
             )
     return {**found, **fresh}
+
+
+def still_holds(row: dict[str, Any], seconds: float) -> bool:
+    """Whether what was skipped would be skipped again, with `seconds` left: memory stays what it
+    was, time may be more than it was."""
+    return row["reason"].startswith(timing.MEMORY) or seconds <= 1.1 * row["seconds_left"]
 
 
 def figure(value: float | None) -> str:

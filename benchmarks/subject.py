@@ -58,6 +58,11 @@ class Flops(NamedTuple):
     """From what is diffused to uint8 pixels."""
 
 
+def titled(kind: str, name: str) -> str:
+    """What a run's or config's results are called, without a look at its weights."""
+    return configs.load(name).name if kind == "config" else stages.run_folder(name).resolve().name
+
+
 def of_config(name: str) -> Subject:
     """A config's shapes with random weights; UserError where it draws nothing from captions."""
     config: Any = configs.load(name)
@@ -78,11 +83,7 @@ def of_run(argument: str) -> Subject:
 
 
 def random_weights(config: TextToImage) -> Weights:
-    """Weights that are small noise, norms and zero-initialised layers included: nothing compiles.
-
-    Times do not depend on values, as long as these are finite. UserError where they do not fit.
-    """
-    noise = 0.02 * np.random.default_rng(0).standard_normal(NOISE, np.float32)
+    """`noisy` weights of all that sampling needs; UserError where they do not fit into memory."""
 
     def shapes(key: Any) -> Any:
         return {**denoiser.init(config.model, config.side, key), **codec_shapes(config)}
@@ -94,10 +95,23 @@ def random_weights(config: TextToImage) -> Weights:
             f"{config.name} has {need / 2**30:.1f} GiB of weights, here and again on the device: "
             "more memory than there is; measure a smaller config"
         )
-    weights = jax.tree.map(lambda leaf: np.resize(noise, leaf.shape), wanted)
-    if config.codec:
-        weights["codec"]["scale"] = np.ones((), np.float32)
-    return weights
+    return noisy(wanted)
+
+
+def noisy(shapes: Any) -> Any:
+    """Arrays of small noise, zero-initialised ones included, and ones for scales and variances.
+
+    Nothing compiles. Times do not depend on values, as long as these are finite.
+    """
+    noise = 0.02 * np.random.default_rng(0).standard_normal(NOISE, np.float32)
+
+    def filled(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name in ("scale", "var"):
+            return np.ones(leaf.shape, leaf.dtype)
+        return np.resize(noise, leaf.shape).astype(leaf.dtype, copy=False)
+
+    return jax.tree_util.tree_map_with_path(filled, shapes)
 
 
 def captions(config: TextConfig, batch: int) -> Int32[np.ndarray, "b length"]:

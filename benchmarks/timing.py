@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -133,9 +133,24 @@ def measure(
     ]
 
 
+def interleaved(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """What each run says that it took, in seconds, all taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(run())
+    return times
+
+
+def spread(times: Sequence[float]) -> dict[str, Any]:
+    """Median, minimum, maximum, and all of them."""
+    middle = statistics.median(times)
+    return {"median": middle, "min": min(times), "max": max(times), "runs": list(times)}
+
+
 def exhausted(error: Exception) -> str:
     """The reason why a program is skipped; the error again where memory is not the reason."""
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "out of memory")):
         raise error
     return MEMORY
 

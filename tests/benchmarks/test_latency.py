@@ -1,4 +1,4 @@
-import functools
+import dataclasses
 import json
 import sys
 import time
@@ -13,161 +13,250 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 from PIL import Image
+from tiny import DIT_MODEL, SIZE
 
-from benchmarks import sampling_latency, sampling_report, timing
-from benchmarks import sampling_programs as programs
+from benchmarks import ceilings, latency, latency_report, reports, timing
+from benchmarks import latency_programs as programs
 from benchmarks import subject as subjects
+from benchmarks.ceilings import Ceilings
+from benchmarks.latency import Options
 from benchmarks.machine import slug
-from benchmarks.subject import Subject
-from benchmarks.timing import Candidate
+from benchmarks.reports import Report
+from benchmarks.subject import Flops, Subject
+from benchmarks.timing import Candidate, Timing
+from jaxgen import methods
 from jaxgen.config import Data
-from jaxgen.diffusion import denoiser
-from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.errors import UserError
 from jaxgen.methods.diffusion import Diffusion
-from jaxgen.models.unet import UNetConfig
-from jaxgen.pixels import to_uint8
+from jaxgen.models.autoencoder import AutoencoderConfig
 from jaxgen.runtime import run
 from jaxgen.text import tokenizer
-from jaxgen.text.encoder import TextConfig
 
-MODEL = Denoiser(
-    text=TextConfig(vocabulary=50, width=16, layers=1, heads=2, length=6),
-    unet=UNetConfig(
-        patch=2,
-        block_out=(16,),
-        layers=1,
-        attention=(False,),
-        transformer_depth=(1,),
-        heads=(2,),
-        context_width=16,
-        groups=8,
+BATCH = 2
+TITLES = ["3 steps, guided", "1 step"]
+CONFIG = Diffusion(name="micro", data=Data(size=SIZE), model=DIT_MODEL, guidance=2.0)
+LATENT = dataclasses.replace(
+    CONFIG,
+    codec="vae",
+    autoencoder=AutoencoderConfig(block_out=(8, 8), layers=1, groups=4, mid_attention=False),
+    model=dataclasses.replace(
+        DIT_MODEL, dit=dataclasses.replace(DIT_MODEL.dit, channels=4, patch=2)
     ),
 )
-SIZE, BATCH = 16, 2
-TITLES = ["3 steps, guided", "1 step"]
+OPTIONS = Options(batches=(BATCH,), dtypes=("float32",), iterative=3, steps=(1,), repeats=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiles() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceilings, "SIDE", {"cpu": 64})
+        patch.setattr(ceilings, "COPIED", {"cpu": 2**16})
+        before = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject("micro", MODEL, SIZE, 3.0, subjects.random_weights(MODEL, SIZE))
+    """One that draws through a codec, so that every part has something to do."""
+    return Subject("micro", LATENT, subjects.random_weights(LATENT))
 
 
-def reported(subject: Subject, budget: float) -> dict[str, Any]:
-    how = programs.compared(subject, 3, (1,))
-    return sampling_latency.report(subject, how, (BATCH,), 1, budget, lambda line: None)
+def begun(subject: Subject, options: Options, path: Path) -> tuple[Report, dict, Flops]:
+    how = programs.compared(subject, options.iterative, options.steps)
+    flops = Flops(1e3, 1e5, 1e4)
+    head = latency._head(subject, how, options, flops, {"device": "cpu", "count": 8})
+    head |= {"command": "", "dtypes": ["float32"], "starts": {}, "ceilings": {}}
+    return reports.taken_up(head, path, latency.COMPARED, False), how, flops
+
+
+def measured(subject: Subject, path: Path, seconds: float, options: Options = OPTIONS) -> int:
+    report, how, flops = begun(subject, options, path)
+    end = time.monotonic() + seconds
+    return latency.measure(subject, how, flops, options, end, report, path, lambda line: None)
 
 
 @pytest.fixture(scope="module")
-def report(subject: Subject) -> dict[str, Any]:
-    return reported(subject, 1e9)
+def report(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    path = tmp_path_factory.mktemp("latency") / "latency_micro.json"
+    assert measured(subject, path, 1e6) == 0
+    return reports.read(path, "latency")
 
 
-def test_every_sampler_is_measured_whole_and_in_parts(report: dict[str, Any]) -> None:
+def test_every_sampler_is_measured_whole_and_in_parts(report: Report) -> None:
     assert list(report["samplers"]) == TITLES
     assert not report["skipped"]
     found = {(row["part"], title) for row in report["measured"] for title in row["samplers"]}
-    assert found == {(p, t) for p in ("whole", "text", "denoise", "decode") for t in TITLES}
+    assert found == {(p, t) for p in programs.PARTS for t in TITLES}
     for row in report["measured"]:
         seconds = row["seconds"]
         assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
         assert row["seconds_per_image"] == seconds["median"] / BATCH
         assert row["compile_seconds"] > 0
-        assert row["devices"] == 2
+        assert row["devices"] == BATCH
+        assert row["flops_per_second"] == row["flops"] / seconds["median"]
+        assert row["part"] == "whole" or row["bytes"] > 0
+    (compared,) = report["comparison"]
+    assert {"speed_up", "flop_ratio", "share", "lost", "share_without_overhead"} <= compared.keys()
+    for place in (Path.cwd(), Path.home()):
+        assert str(place) not in json.dumps(report)
 
 
-def test_flops_follow_the_network_calls(subject: Subject) -> None:
-    flops = text, network = subjects.counted(subject)
-    plan = programs.planned(subject, programs.compared(subject, 50, (1, 4)), (8,), flops)
-    whole = {p.samplers[0]: p.flops for p in plan if p.part == "whole"}
-    assert whole == {
-        "1 step": 8 * (text + network),
-        "4 steps": 8 * (text + 4 * network),
-        "50 steps, guided": 9 * text + 50 * 16 * network,
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The labels of what is measured, in place of measuring it."""
+    labels = []
+
+    def measure(
+        candidates: list[Candidate], repeats: int, budget: float, say: Any
+    ) -> list[Timing | str]:
+        labels.extend(candidate.label for candidate in candidates)
+        time.sleep(0.01)
+        return [Timing(1.0, (2.0,), 3.0) for _ in candidates]
+
+    monkeypatch.setattr(timing, "measure", measure)
+    return labels
+
+
+def test_a_report_half_written_goes_on(
+    subject: Subject, tmp_path: Path, counted: list[str]
+) -> None:
+    path = tmp_path / "latency_micro.json"
+    assert measured(subject, path, 0.02) > 0
+    first = list(counted)
+    assert 0 < len(first) < 9
+    assert len(reports.read(path, "latency")["measured"]) == len(first)
+    assert measured(subject, path, 1e6) == 0
+    assert len(counted) == len(set(counted)) == 9  # none of them twice
+    assert measured(subject, path, 1e6) == 0
+    assert len(counted) == 9
+    measured(subject, path, 1e6, dataclasses.replace(OPTIONS, batches=(BATCH, 4)))
+    assert len(counted) == 18
+    with pytest.raises(UserError, match="another repeats; --anew"):
+        begun(subject, dataclasses.replace(OPTIONS, repeats=2), path)
+
+
+def test_what_does_not_fit_is_tried_again_only_with_more_time(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tried = tmp_path / "latency_micro.json", []
+
+    def measure(candidates: list[Candidate], *rest: Any) -> list[Timing | str]:
+        tried.append(candidates[0].label)
+        whole = "whole" in candidates[0].label
+        reason = timing.MEMORY if whole else "needs about 9 s, of which 8 s are left"
+        return [reason] * len(candidates)
+
+    monkeypatch.setattr(timing, "measure", measure)
+    assert measured(subject, path, 100) == 5  # all but the whole, whose memory stays what it is
+    assert len(tried) == 6
+    measured(subject, path, 100)
+    assert len(tried) == 6
+    measured(subject, path, 200)
+    assert len(tried) == 11
+    assert len(reports.read(path, "latency")["skipped"]) == 9
+    assert "skipped: float32, batch 2, whole of 1 step: needs more memory" in latency_report.table(
+        reports.read(path, "latency")
+    )
+
+
+def row(part: str, title: str, seconds: float, flops: float) -> dict[str, Any]:
+    return {
+        "dtype": "float32", "batch": 8, "part": part, "samplers": [title], "flops": flops,
+        "seconds": {"median": seconds},
+    }  # fmt: skip
+
+
+def test_the_shortfall_of_the_speed_up_is_accounted_for() -> None:
+    few = {"text": (0.11, 10), "denoise": (0.31, 20), "decode": (0.02, 10), "transfer": (0.03, 0)}
+    few["dispatch"] = (0.01, 0)
+    rows = [row(part, "1 step", *both) for part, both in few.items()]
+    rows += [row("whole", "1 step", 0.5, 40), row("whole", "50 steps", 20.0, 4000)]
+    report = {"measured": rows, "samplers": {"50 steps": {}, "1 step": {}}}
+    (found,) = latency_report.compared(report)
+    assert found["speed_up"] == pytest.approx(40)
+    assert found["flop_ratio"] == 100
+    assert found["share"] == pytest.approx(0.4)
+    assert found["goal_met"] is False
+    # The teacher does 200 FLOPs a second, at which the student's 40 would take .2 s of its .5.
+    expected = {"text": 0.1 - 0.05, "denoise": 0.3 - 0.1, "decode": 0.01 - 0.05}
+    expected |= {"transfer": 0.03, "dispatch": 0.01, "rest": 0.5 - 0.45}
+    assert found["lost"] == pytest.approx(expected)
+    assert sum(found["lost"].values()) == pytest.approx(0.5 - 0.2)
+    assert found["share_without_overhead"] == pytest.approx((20 - 0.04) / (0.5 - 0.04) / 100)
+
+
+def test_shares_of_ceilings() -> None:
+    assert ceilings.shares(4e9, 1e9, 2.0, Ceilings(8e9, 5e9)) == {
+        "flops_per_second": 2e9,
+        "share_of_flops": 0.25,
+        "bytes_per_second": 5e8,
+        "share_of_bytes": 0.1,
     }
-
-    # One image's count stands for any batch.
-    encode = functools.partial(denoiser.encode, MODEL)
-    features = jax.eval_shape(encode, subject.weights["text"], subjects.captions(MODEL.text, 4))
-    four = subjects.flops_of(
-        functools.partial(denoiser.predict_x0, MODEL),
-        subject.weights["denoiser"],
-        jnp.zeros((4, SIZE, SIZE, 3)),
-        jnp.zeros(4),
-        features,
-    )
-    assert four == pytest.approx(4 * network, rel=1e-3)
+    assert "share_of_bytes" not in ceilings.shares(4e9, None, 2.0, Ceilings(8e9, 5e9))
+    most = ceilings.measured("float32")
+    assert most.flops > 0 < most.bytes
+    assert ceilings.published("bfloat16") is None  # a CPU's depends on more than its name
 
 
-def test_speed_up_is_the_ratio_of_medians_beside_that_of_flops(report: dict[str, Any]) -> None:
-    guided, one = (
-        next(r for r in report["measured"] if r["part"] == "whole" and r["samplers"] == [title])
-        for title in TITLES
-    )
-    (found,) = report["comparison"]
-    assert (found["batch"], found["sampler"]) == (BATCH, "1 step")
-    assert found["speed_up"] == guided["seconds"]["median"] / one["seconds"]["median"]
-    assert found["flop_ratio"] == guided["flops"] / one["flops"]
+def test_flops_follow_the_network_calls() -> None:
+    subject = Subject("micro", CONFIG, {})
+    how = programs.compared(subject, 50, (1, 4))
+    flops = Flops(text=10.0, network=1000.0, decode=1.0)
+    plan = programs.planned(subject, how, 8, "whole", flops, programs.placing(subject))
+    assert {p.samplers[0]: p.flops for p in plan} == {
+        "1 step": 8 * (10 + 1000 + 1),
+        "4 steps": 8 * (10 + 4 * 1000 + 1),
+        "50 steps, guided": 9 * 10 + 50 * 16 * 1000 + 8,
+    }
+    assert [p.turns for p in plan] == [1, 4, 50]
+
+
+def test_the_network_is_counted(subject: Subject) -> None:
+    found = subjects.counted(subject)
+    assert found.network > found.text > 0 < found.decode
+    width, tokens = DIT_MODEL.dit.width, 16
+    assert found.network > 2 * tokens * 12 * width**2  # attention's and the MLP's matrices
 
 
 def test_parts_make_the_whole(subject: Subject) -> None:
     sampler = programs.compared(subject, 3, (1,))["3 steps, guided"]
-    key, caption = jax.random.key(5), jnp.asarray(subjects.captions(MODEL.text, BATCH))
+    key, caption = jax.random.key(5), jnp.asarray(subjects.captions(DIT_MODEL.text, BATCH))
 
     def whole(weights):
-        return to_uint8(denoiser.sample(MODEL, SIZE, weights, key, caption, sampler))
+        return methods.of(LATENT).sample(LATENT, weights, key, caption, sampler)
 
     def parts(weights):
-        text = programs.text_part(MODEL, True, weights, caption)
-        return to_uint8(programs.denoise_part(MODEL, SIZE, sampler, weights, key, text))
+        text = programs.text_part(LATENT.model, True, weights, caption)
+        x0 = programs.denoise_part(LATENT, sampler, weights, key, text)
+        return programs.decode_part(LATENT, weights, x0)
 
     a, b = (np.asarray(jax.jit(f)(subject.weights), np.int32) for f in (whole, parts))
-    assert np.ptp(a) > 100
+    assert np.ptp(a) > 50
     assert np.abs(a - b).max() <= 1
 
 
-def test_json_table_and_plot(report: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "sampling_latency_micro.json"
-    sampling_report.write(report, path)
-    again = sampling_report.read(path)
-    assert again == json.loads(json.dumps(report))
-    assert {"date", "hardware", "versions", "subject", "repeats"} <= again.keys()
-    assert {"python", "jax", "jaxlib", "numpy", "jaxgen"} <= again["versions"].keys()
-    assert again["subject"]["parameters"]["denoiser"] > 10_000
-    for place in (Path.cwd(), Path.home(), tmp_path):
-        assert str(place) not in path.read_text()
-
-    table = sampling_report.table(again)
+def test_table_and_plot_from_the_file_alone(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "latency_micro.json"
+    reports.write(report, path)
+    table = latency_report.table(reports.read(path, "latency"))
     assert all(f"{BATCH}  {title}" in table for title in TITLES)
-    assert f"{again['comparison'][0]['flop_ratio']:.2f} x" in table
-    line = sampling_report.draw(again, tmp_path / "plot.png")
-    assert line == f"plot: {tmp_path / 'plot.png'}"
-    assert len(Image.open(tmp_path / "plot.png").getcolors(2**24) or ()) > 10
+    assert f"{report['comparison'][0]['share']:.2f}" in table
+    monkeypatch.setattr(sys, "argv", ["latency", f"--plot={path}"])
+    latency.main()
+    assert capsys.readouterr().out == f"plot: {tmp_path / 'latency_micro.png'}\n"
+    assert len(Image.open(tmp_path / "latency_micro.png").getcolors(2**24) or ()) > 10
 
 
 def test_without_matplotlib_one_line(
-    report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "matplotlib is missing" in sampling_report.draw(report, tmp_path / "plot.png")
+    assert "matplotlib is missing" in latency_report.draw(report, tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
-
-
-def test_nothing_fits(subject: Subject, tmp_path: Path) -> None:
-    report = reported(subject, 0.0)
-    assert report["measured"] == []
-    assert len(report["skipped"]) == 7
-    assert all(row["speed_up"] is None for row in report["comparison"])
-    assert sampling_report.table(report).count("of the budget are left") == 7
-    assert sampling_report.draw(report, tmp_path / "plot.png").startswith("plot: ")
 
 
 def test_programs_take_turns_and_the_long_one_is_skipped() -> None:
@@ -213,14 +302,15 @@ def test_what_is_too_slow_warns_of_what_is_slower() -> None:
     assert set(ran) == {1}
 
 
-def test_shapes_are_sound() -> None:
-    for make in subjects.SHAPES.values():
-        model, size = make()
-        model.check(size)
-        weights = Subject("", model, size, 3.0, {})
-        assert programs.compared(weights, 50, (1, 2, 4))
-    model, size = subjects.SHAPES["sd21"]()
-    assert Subject("sd21", model, size, 3.0, {}).output == "latents, no decoder"
+@pytest.mark.parametrize("name", ["add", "add_64", "add_latent", "add_sd21"])
+def test_configs_have_shapes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subjects, "noisy", lambda shapes: shapes)
+    subject = subjects.of_config(name)
+    assert programs.compared(subject, 50, (1, 4))
+    assert ("codec" in subject.weights) == (name in ("add_latent", "add_sd21"))
+    both = [subject.computed_in(dtype).config for dtype in ("float32", "bfloat16")]
+    assert [config.model.backbone.dtype for config in both] == ["float32", "bfloat16"]
+    assert both[0].autoencoder.dtype == "float32"
 
 
 @pytest.mark.parametrize(
@@ -238,45 +328,39 @@ def test_slug(device: str, count: int, expected: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--shape=sd3"], "no shape 'sd3'; known: tiny, 64px, sd21"),
         (["--batches", "8", "0"], "--batches 8 0: give whole numbers of 1 or more"),
         (["--steps", "-1"], "--steps -1"),
-        (["--shape=tiny", "--run=runs/add"], "give one of them"),
-        (["--budget", "0"], "--budget is 0"),
-        (["--plot=nowhere.json"], "--plot nowhere.json cannot be read"),
+        (["--config=add", "--run=runs/add"], "give one of them"),
+        (["--config=gan_65"], "no config 'gan_65'"),
+        (["--minutes", "0"], "--minutes is 0"),
+        (["--plot=nowhere.json"], "nowhere.json cannot be read"),
         (["--batch", "3"], "did you mean --batches?"),
-        (["--dtype=float16"], "float16"),
+        (["--dtypes=float16"], "float16"),
     ],
 )
 def test_bad_input_gets_one_line(
-    arguments: list[str],
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], said: str, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["sampling_latency", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        sampling_latency.main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
+    hardware = {"device": "cpu", "count": 1}
+    monkeypatch.setattr("benchmarks.machine.asked", lambda batch: hardware)
+    assert said in refused(latency.main, *arguments)
 
 
-def test_a_run_without_weights_is_refused(tmp_path: Path) -> None:
+def test_what_draws_nothing_from_captions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
-        subjects.of_run(tmp_path)
+        subjects.of_run(str(tmp_path))
+    with pytest.raises(UserError, match="no text-to-image model"):
+        subjects.of_config("classifier")
 
 
-def test_a_run_is_read(subject: Subject, tmp_path: Path) -> None:
-    data = Data(size=SIZE)
-    config = Diffusion(name="micro", workdir=str(tmp_path), data=data, model=MODEL, guidance=2.0)
-    words = tokenizer.build(["red heart"], french=0, english=0)
-    with run.opened(config, "diffusion", words, (), "") as folder:
-        run.save_weights(folder, subject.weights, step=7)
-    read = subjects.of_run(folder)
-    assert (read.name, read.model, read.size, read.guidance) == ("micro", MODEL, SIZE, 2.0)
-    chex.assert_trees_all_equal(read.weights, subject.weights)
+def test_a_run_is_read(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, workdir=str(tmp_path))
+    weights = subjects.random_weights(config)
+    with run.opened(config, "diffusion", tokenizer.build(["heart"], 0, 0), (), "") as folder:
+        run.save_weights(folder, weights, step=7)
+    read = subjects.of_run(str(folder))
+    assert (read.name, read.config) == ("micro", config)
+    chex.assert_trees_all_equal(read.weights, weights)
 
 
 def test_more_steps_than_the_schedule_has(subject: Subject) -> None:

@@ -1,0 +1,139 @@
+"""Batches from a folder of picture files, by jaxgen's pipeline and by PyTorch's DataLoader.
+
+Each reads the same files twice over: decoded beforehand and kept in memory, as jaxgen does with
+sets under a gigabyte and as is natural in PyTorch for small ones; and decoded when their turn
+comes, by jaxgen's threads and by PyTorch's worker processes, one a core.
+"""
+
+import functools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from benchmarks import timing
+from benchmarks.torch_data import Arrays, Files
+from jaxgen.data import source as sources
+from jaxgen.data.pipeline import batches, iterate
+from jaxgen.data.source import Source
+from jaxgen.data.sources import open_source
+from jaxgen.text import tokenizer as words
+
+PICTURES, BATCH, LENGTH = 2000, 64, 16
+BLOCK = 1.0  # seconds that are timed at once
+AHEAD = 24  # batches, more than any of them reads ahead
+SHAPES = 12  # in a generated picture
+
+
+def measured(side: int, repeats: int, pictures: int = PICTURES) -> dict[str, Any]:
+    """Images per second of each way to read pictures of `side` pixels, in turns."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_pictures(folder, pictures, side)
+        opened = {
+            "jaxgen, in memory": _opened(folder, side, sources.IN_MEMORY_BYTES),
+            "jaxgen, decoding": _opened(folder, side, 0),
+        }
+        kept, _ = opened["jaxgen, in memory"]
+        tokenizer = words.build([text for texts in kept.captions for text in texts])
+        encode = functools.partial(words.encode, tokenizer, length=LENGTH)
+        tokens = encode([texts[0] for texts in kept.captions])
+        files = Files(tuple(str(folder / name) for name in kept.ids), tokens, side)
+        readers: dict[str, Iterator[Any]] = {
+            name: iterate(batches(source, encode, batch=BATCH, seed=0))
+            for name, (source, _) in opened.items()
+        }
+        arrays = Arrays(np.asarray(kept.images), tokens)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        readers["torch, in memory"] = _torch(arrays, 0)
+        readers["torch, decoding"] = _torch(files, cores)
+        counts = {name: _count(reader) for name, reader in readers.items()}
+        runs = {
+            name: functools.partial(_taken, reader, counts[name])
+            for name, reader in readers.items()
+        }
+        times = timing.interleaved(runs, repeats)
+    rows = {
+        name: {
+            "images_per_second": BATCH / timing.spread(found)["median"],
+            "seconds_per_batch": timing.spread(found),
+            "opening_seconds": opened[name][1] if name in opened else None,
+        }
+        for name, found in times.items()
+    }
+    pace = {name: row["images_per_second"] for name, row in rows.items()}
+    return {
+        "size": side,
+        "pictures": pictures,
+        "batch": BATCH,
+        "workers": cores,
+        "readers": rows,
+        "times_torch": {
+            how: pace[f"jaxgen, {how}"] / pace[f"torch, {how}"] for how in ("in memory", "decoding")
+        },
+    }
+
+
+def write_pictures(folder: Path, count: int, side: int) -> None:
+    """PNG files of coloured shapes on a gradient, in two folders, with captions."""
+    rng = np.random.default_rng(0)
+    told = []
+    ramp = np.linspace(0, 255, side)
+    for number in range(count):
+        name = f"{'ab'[number % 2]}/{number:06d}.png"
+        x, y = rng.random((2, 3))
+        gradient = (ramp[:, None, None] * x + ramp[None, :, None] * y) / 2
+        picture = Image.fromarray(gradient.astype(np.uint8))
+        draw = ImageDraw.Draw(picture)
+        for left, top, wide, high, *colour in rng.random((SHAPES, 7)):
+            box = [side * left, side * top, side * (left + wide / 2), side * (top + high / 2)]
+            draw.ellipse(box, fill=tuple(int(255 * value) for value in colour))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name)
+        told.append(json.dumps({"file_name": name, "text": f"picture {number % 50}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(told), encoding="utf-8")
+
+
+def _opened(folder: Path, side: int, most: int) -> tuple[Source, float]:
+    """The folder as jaxgen opens it, if sets below `most` bytes are kept; seconds of doing so."""
+    before, sources.IN_MEMORY_BYTES = sources.IN_MEMORY_BYTES, most
+    try:
+        begun = time.perf_counter()
+        found = open_source(f"imagefolder:{folder}", "train", side, folder / ".root")
+        return found, time.perf_counter() - begun
+    finally:
+        sources.IN_MEMORY_BYTES = before
+
+
+def _torch(dataset: Any, workers: int) -> Iterator[Any]:
+    """Batches without end, each epoch shuffled."""
+    from torch.utils.data import DataLoader
+
+    some: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True}
+    loader = DataLoader(
+        dataset, BATCH, shuffle=True, drop_last=True, num_workers=workers,
+        **(some if workers else {}),
+    )  # fmt: skip
+    while True:
+        yield from loader
+
+
+def _count(reader: Iterator[Any]) -> int:
+    """Batches that take a `BLOCK` of seconds, or a few where one takes long."""
+    return max(4, round(BLOCK / _taken(reader, 4)))
+
+
+def _taken(reader: Iterator[Any], count: int) -> float:
+    """Seconds of one of `count` batches, after those that were read ahead."""
+    for _ in range(AHEAD):
+        next(reader)
+    begun = time.perf_counter()
+    for _ in range(count):
+        next(reader)
+    return (time.perf_counter() - begun) / count

@@ -1,0 +1,221 @@
+"""The UNet's train step by jaxgen and by diffusers: same weights, same batch, in one run.
+
+Network, mean squared error of its output, gradients of all weights, AdamW; no text encoder, no
+average. Weights are float32 on both sides; with bfloat16, activations are that: by the network's
+dtype in JAX, by autocast in PyTorch, where CUDA gets channels last. The losses are compared before
+anything is timed, and all take turns.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import ceilings, timing, training_step
+from benchmarks import subject as subjects
+from benchmarks.vs_diffusers import SHAPES
+from jaxgen.errors import UserError
+from jaxgen.models.unet import UNet
+from jaxgen.runtime import costs
+from jaxgen.runtime import mesh as meshes
+from jaxgen.weights import layouts
+from jaxgen.weights.stable_diffusion import params_from_torch
+
+TOKENS = 77
+BATCHES = {"tiny": 16, "sd21": 8}
+CLOSE = {"float32": 1e-3, "bfloat16": 3e-2}  # of a loss, relative
+ADAMW = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
+GOALS = {"cpu": ("eager", 1.2)}  # who is to be beaten by how much; else
+GOAL = ("compile", 1.0)
+GOAL_OF_PEAK = 0.5  # bf16, on a GPU
+
+Run = Callable[[], float]
+
+
+def measured(shape: str, dtype: str, repeats: int) -> dict[str, Any]:
+    """Images per second of each; the batch is halved until all fit. UserError where none does."""
+    # Both libraries allocate on one device, and JAX would take most of it at its start.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    batch = BATCHES[shape]
+    meshes.prepare(batch)
+    most = ceilings.measured(dtype)
+    while True:
+        try:
+            return _measured(shape, dtype, batch, repeats, most)
+        except (RuntimeError, MemoryError) as error:  # JAX's and PyTorch's are among them
+            reason = timing.exhausted(error)
+        if batch == 1:
+            raise UserError(f"{reason}, even for a single image")
+        batch //= 2
+
+
+def _measured(
+    shape: str, dtype: str, batch: int, repeats: int, most: ceilings.Ceilings
+) -> dict[str, Any]:
+    values = _batch(SHAPES[shape]["unet"], batch)
+    steps, losses, state, unet = _torch(shape, dtype, values)
+    ours, losses["jaxgen"], facts = _jaxgen(unet, state, dtype, values)
+    expected = losses["eager"]
+    if any(abs(loss - expected) > CLOSE[dtype] * abs(expected) for loss in losses.values()):
+        raise UserError(
+            f"the losses differ by more than {CLOSE[dtype]:g} of {expected:g}: {losses}"
+        )
+    runs = {"jaxgen": ours} | steps
+    for run in runs.values():
+        run()
+    times = timing.interleaved({name: _timed(run) for name, run in runs.items()}, repeats)
+    spreads = {name: timing.spread(found) for name, found in times.items()}
+    rival, factor = GOALS.get(jax.default_backend(), GOAL)
+    seconds = {name: found["median"] for name, found in spreads.items()}
+    return {
+        "shape": shape,
+        "dtype": dtype,
+        "batch": batch,
+        "devices": facts.pop("devices"),
+        "images_per_second": {name: batch / taken for name, taken in seconds.items()},
+        "seconds_per_step": spreads,
+        "times_faster": {name: seconds[name] / seconds["jaxgen"] for name in steps},
+        "goal": {"than": rival, "times": factor},
+        "goal_met": seconds[rival] / seconds["jaxgen"] >= factor if rival in seconds else None,
+        "losses": losses,
+        **ceilings.shares(facts["flops"], facts.pop("bytes"), seconds["jaxgen"], most),
+        **training_step.of_published(facts["flops"], seconds["jaxgen"], dtype),
+        "goal_of_published": GOAL_OF_PEAK,
+        "ceilings": most._asdict(),
+        **facts,
+    }
+
+
+def _batch(unet: dict[str, Any], batch: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    side, width = unet["sample_size"], unet["cross_attention_dim"]
+    image = (batch, side, side, 4)
+    shapes = {"x": image, "target": image, "context": (batch, TOKENS, width)}
+    drawn = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return drawn | {"t": rng.integers(0, 1000, batch).astype(np.float32)}
+
+
+def _jaxgen(
+    unet: Any, state: dict[str, np.ndarray], dtype: str, values: dict[str, np.ndarray]
+) -> tuple[Callable[[], float], float, dict[str, Any]]:
+    """One step when called, which returns its loss; the first loss; what the program costs."""
+    told = json.loads(unet.to_json_string())
+    config = dataclasses.replace(layouts.unet(told, "diffusers"), dtype=dtype)
+    network = UNet(config)
+    batch = len(values["x"])
+    shapes = jax.eval_shape(
+        lambda key: network.init(key, values["x"][:1], values["t"][:1], values["context"][:1]),
+        jax.random.key(0),
+    )["params"]
+    mesh = meshes.dividing(batch)
+    everywhere = meshes.replicated(mesh)
+    params = meshes.put(params_from_torch(state, shapes), everywhere)
+    adamw = optax.adamw(
+        ADAMW["lr"], *ADAMW["betas"], eps=ADAMW["eps"], weight_decay=ADAMW["weight_decay"]
+    )
+    moments = jax.jit(adamw.init, out_shardings=everywhere)(params)
+    placed = jax.device_put(values, meshes.over_batch(mesh))
+
+    def step(params: Any, moments: Any, batch: dict[str, jax.Array]) -> Any:
+        def loss_of(params: Any) -> jax.Array:
+            made: Any = network.apply({"params": params}, batch["x"], batch["t"], batch["context"])
+            return jnp.mean((made.astype(jnp.float32) - batch["target"]) ** 2)
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        updates, moments = adamw.update(gradient, moments, params)
+        return optax.apply_updates(params, updates), moments, loss
+
+    flops = subjects.flops_of(step, params, moments, placed)
+    begun = time.perf_counter()
+    program = jax.jit(meshes.known(mesh, step), donate_argnums=(0, 1))
+    compiled = program.lower(params, moments, placed).compile()
+    compile_seconds = time.perf_counter() - begun
+    parts = {"parameters": params, "moments": moments, "batch": placed}
+    memory = costs.memory(compiled, parts)
+    held = [params, moments]
+
+    def run() -> float:
+        *held[:], loss = compiled(*held, placed)
+        return float(loss)
+
+    first = run()
+    return run, first, {
+        "devices": mesh.size,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "flops": flops,
+        "bytes": timing.bytes_of(compiled),
+        "compile_seconds": compile_seconds,
+        "memory": {"program": memory.total, **training_step.peaks(), "torch_peak": _torch_peak()},
+    }  # fmt: skip
+
+
+def _torch(
+    shape: str, dtype: str, values: dict[str, np.ndarray]
+) -> tuple[dict[str, Callable[[], float]], dict[str, float], dict[str, np.ndarray], Any]:
+    """Steps by diffusers' network, each on weights of its own, and their first losses; the weights
+    that all begin with; the network."""
+    import copy
+
+    import torch
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")  # as XLA on a GPU by default
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
+    layout: Any = torch.channels_last if cuda else torch.contiguous_format
+    unet: Any = UNet2DConditionModel(**SHAPES[shape]["unet"])
+    state = {name: tensor.numpy().copy() for name, tensor in unet.state_dict().items()}
+    placed = {name: torch.from_numpy(value).to(device) for name, value in values.items()}
+    x, target = (placed[n].permute(0, 3, 1, 2).contiguous(memory_format=layout)
+                 for n in ("x", "target"))  # fmt: skip
+
+    def stepping(network: Any, compiled: bool) -> Callable[[], float]:
+        network = network.to(device, memory_format=layout).train()
+        adamw = torch.optim.AdamW(network.parameters(), **ADAMW, fused=True)
+        called = torch.compile(network) if compiled else network
+
+        def step() -> float:
+            adamw.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                made = called(x, placed["t"], placed["context"]).sample
+            loss = torch.nn.functional.mse_loss(made.float(), target)
+            loss.backward()
+            adamw.step()
+            return loss.item()
+
+        return step
+
+    steps = {"eager": stepping(copy.deepcopy(unet), False)}
+    losses = {"eager": steps["eager"]()}
+    compiled = stepping(copy.deepcopy(unet), True)
+    try:
+        losses["compile"] = compiled()
+        steps["compile"] = compiled
+    except Exception as error:  # it needs a C++ compiler, Triton, and luck
+        if "memory" in str(error):
+            raise
+        print(f"torch.compile is left out: {' '.join(str(error).split())[:200]}", flush=True)
+    return steps, losses, state, unet
+
+
+def _torch_peak() -> int | None:
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def _timed(step: Callable[[], float]) -> Run:
+    def run() -> float:
+        begun = time.perf_counter()
+        step()
+        return time.perf_counter() - begun
+
+    return run
