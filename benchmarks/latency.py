@@ -108,9 +108,10 @@ def main() -> None:
             print(latency_report.draw(report, path.with_suffix(".png")))
             return
         end = time.monotonic() + 60 * options.minutes
-        device = machine.asked(max(options.batches))
         kind, name = options.subject()
-        path = machine.folder(device) / f"latency_{subjects.titled(kind, name)}.json"
+        title = subjects.titled(kind, name)
+        device = machine.asked(max(options.batches))
+        path = machine.folder(device) / f"latency_{title}.json"
         begun = _begun(options, path, end)  # a start needs the device for itself
         jax.config.update("jax_enable_compilation_cache", False)
         meshes.prepare(max(options.batches))
