@@ -23,6 +23,7 @@ import dataclasses
 import datetime
 import itertools
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -222,14 +223,20 @@ def _timings(
 
     What was measured before tells which one cannot fit: not even a first run is tried then.
     """
+    alike = [row for row in report["measured"] if row["dtype"] == dtype]
     pace = [
         row["seconds"]["median"] / row["flops"]
-        for row in report["measured"]
-        if row["dtype"] == dtype and row["part"] in ("whole", "denoise")
+        for row in alike
+        if row["part"] in ("whole", "denoise")
     ]
-    least = min(pace, default=0.0) * min(program.flops for program in unit)
-    if least > seconds:
-        return [f"needs about {least:.0f} s a run, of which {seconds:.0f} s are left"] * len(unit)
+    compiles = [row["compile_seconds"] for row in alike if row["part"] == unit[0].part]
+    compile = statistics.median(compiles or [0.0])
+    run = min(pace, default=0.0) * min(program.flops for program in unit)
+    if compile + 2 * run > seconds:
+        reason = (
+            f"needs about {compile:.0f} s to compile and {run:.3g} s a run; {seconds:.0f} are left"
+        )
+        return [reason] * len(unit)
     return timing.measure([program.candidate for program in unit], repeats, seconds, say)
 
 

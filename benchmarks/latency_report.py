@@ -192,7 +192,7 @@ def _draw_split(axes: Any, report: Report) -> None:
     axes.set_ylabel(f"% of the time of {title}")
     axes.set_xlabel("images at once")
     if bars:
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _shares_of_run(found: Rows, dtype: str, batch: int, title: str) -> dict[str, float]:

@@ -11,6 +11,8 @@ import jax
 from benchmarks import machine
 
 SHARE = 0.25  # of the budget, that one program may take before the others had their chance
+TURN = 0.1  # seconds of a turn, in which a short program runs several times,
+MOST = 10  # but no more often than this
 MEMORY = "needs more memory than there is"
 SHORT = 2.0  # seconds; shorter first runs are mostly setting up, and a second tells the pace
 
@@ -77,7 +79,8 @@ def measure(
     it needs is likely to fit in what is left of `budget` seconds. That is judged by the candidates
     of its kind before it: their median compile time, and their best time for a unit of work. One
     that needs more than `SHARE` of the whole budget waits until the others had their chance. Then
-    all take turns, `repeats` times, so that a slow moment of the machine falls on all alike. Only
+    all take turns, `repeats` times, so that a slow moment of the machine falls on all alike; short
+    ones run several times in each. Only
     the first candidate of a kind, of which nothing is known, can overrun the budget. `say` gets a
     line for every candidate that is compiled.
     """
@@ -123,8 +126,10 @@ def measure(
         for number, times in runs.items():
             if number in skipped:
                 continue
+            found = known[number]
+            often = max(1, min(MOST, int(TURN / max(found.pace, 1e-6))))
             try:
-                times.append(_seconds(known[number].prepared))
+                times.extend(_seconds(found.prepared) for _ in range(often))
             except jax.errors.JaxRuntimeError as error:
                 skipped[number] = exhausted(error)
     return [

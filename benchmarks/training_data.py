@@ -28,6 +28,7 @@ from jaxgen.text import tokenizer as words
 PICTURES, BATCH, LENGTH = 2000, 64, 16
 BLOCK = 1.0  # seconds that are timed at once
 AHEAD = 24  # batches, more than any of them reads ahead
+REST = 1.0  # seconds in which the others' workers read ahead and fall quiet
 SHAPES = 12  # in a generated picture
 
 
@@ -131,6 +132,7 @@ def _count(reader: Iterator[Any]) -> int:
 
 def _taken(reader: Iterator[Any], count: int) -> float:
     """Seconds of one of `count` batches, after those that were read ahead."""
+    time.sleep(REST)
     for _ in range(AHEAD):
         next(reader)
     begun = time.perf_counter()

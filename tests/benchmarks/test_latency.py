@@ -50,6 +50,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ceilings, "SIDE", {"cpu": 64})
         patch.setattr(ceilings, "COPIED", {"cpu": 2**16})
+        patch.setattr(timing, "TURN", 0.0)
         before = jax.config.read("jax_disable_most_optimizations")
         jax.config.update("jax_disable_most_optimizations", True)
         yield

@@ -44,6 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_step, "BLOCK", 0.01)
     monkeypatch.setattr(training_step, "PICTURES", 20)
     monkeypatch.setattr(training_data, "BLOCK", 0.01)
+    monkeypatch.setattr(training_data, "REST", 0.0)
 
 
 def test_a_train_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
