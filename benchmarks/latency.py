@@ -22,7 +22,6 @@ compiled part, times the turns of its loop.
 import dataclasses
 import datetime
 import itertools
-import shlex
 import statistics
 import sys
 import time
@@ -119,7 +118,10 @@ def main() -> None:
         subject = (subjects.of_run if kind == "run" else subjects.of_config)(name)
         how = programs.compared(subject, options.iterative, options.steps)
         flops = subjects.counted(subject.computed_in("float32"))  # of both types' work
-        head = {"command": _command(), **_head(subject, how, options, flops, device)}
+        head = {
+            "command": reports.command(PROGRAM, sys.argv[1:]),
+            **_head(subject, how, options, flops, device),
+        }
         report = reports.taken_up(head, path, COMPARED, options.anew)
         report["dtypes"] = list(dict.fromkeys([*report.get("dtypes", ()), *options.dtypes]))
         report["starts"] = begun
@@ -294,15 +296,6 @@ def _which(dtype: str, program: Program) -> dict[str, Any]:
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["dtype"], row["batch"], row["part"], *row["samplers"]
-
-
-def _command() -> str:
-    """The command line again, without the folders of this machine."""
-    said = [
-        f"--run={Path(a.partition('=')[2]).name}" if a.startswith("--run=/") else a
-        for a in sys.argv[1:]
-    ]
-    return shlex.join([*PROGRAM.split(), *said])
 
 
 def _say(line: str) -> None:

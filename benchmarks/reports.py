@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,12 @@ def write(report: Report, path: Path) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror})") from None
+
+
+def command(program: str, arguments: Sequence[str]) -> str:
+    """The command line again, without the folders of this machine."""
+    bare = [re.sub(r"(^|[=:])/(?:[^/]*/)*", r"\1", argument) for argument in arguments]
+    return shlex.join([*program.split(), *bare])
 
 
 def read(path: Path, benchmark: str) -> Report:

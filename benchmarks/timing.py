@@ -163,8 +163,7 @@ def exhausted(error: Exception) -> str:
 def bytes_of(compiled: Any) -> float | None:
     """XLA's count of the bytes that the compiled program reads and writes, on all devices."""
     cost = compiled.cost_analysis() or {}
-    devices = len(jax.tree.leaves(compiled.input_shardings)[0].device_set)
-    return devices * cost["bytes accessed"] if "bytes accessed" in cost else None
+    return _devices(compiled) * cost["bytes accessed"] if "bytes accessed" in cost else None
 
 
 def _expected(candidate: Candidate, known: Iterable[_Known]) -> tuple[float, float]:
@@ -198,12 +197,16 @@ def _check_memory(compiled: Any) -> None:
     if jax.default_backend() != "cpu":
         return
     found, left = compiled.memory_analysis(), machine.memory_left()
-    need = jax.device_count() * (found.temp_size_in_bytes + found.output_size_in_bytes)
+    need = _devices(compiled) * (found.temp_size_in_bytes + found.output_size_in_bytes)
     if need > left:
         raise _TooLarge(
             f"{MEMORY}: {need / 2**30:.1f} GiB beside its arguments, of which "
             f"{left / 2**30:.1f} are left"
         )
+
+
+def _devices(compiled: Any) -> int:
+    return len(jax.tree.leaves(compiled.input_shardings)[0].device_set)
 
 
 def _seconds(prepared: Callable[[], Callable[[], Any]]) -> float:

@@ -20,7 +20,6 @@ checkpoints what is computed twice counts twice.
 import dataclasses
 import datetime
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -105,7 +104,7 @@ def main() -> None:
         path = machine.folder(device) / "training.json"
         head = {
             "benchmark": "training",
-            "command": shlex.join([*PROGRAM.split(), *sys.argv[1:]]),
+            "command": reports.command(PROGRAM, sys.argv[1:]),
             "hardware": device,
             "versions": machine.versions(),
             "repeats": options.repeats,

@@ -307,12 +307,11 @@ def test_what_is_too_slow_warns_of_what_is_slower() -> None:
     assert set(ran) == {1}
 
 
-@pytest.mark.parametrize("name", ["add", "add_latent"])
-def test_configs_have_shapes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_has_shapes_in_both_types(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subjects, "noisy", lambda shapes: shapes)
-    subject = subjects.of_config(name)
+    subject = subjects.of_config("add_latent")
     assert programs.compared(subject, 50, (1, 4))
-    assert ("codec" in subject.weights) == (name == "add_latent")
+    assert "codec" in subject.weights
     both = [subject.computed_in(dtype).config for dtype in ("float32", "bfloat16")]
     assert [config.model.backbone.dtype for config in both] == ["float32", "bfloat16"]
     assert both[0].autoencoder.dtype == "float32"
@@ -366,6 +365,15 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     read = subjects.of_run(str(folder))
     assert (read.name, read.config) == ("micro", config)
     chex.assert_trees_all_equal(read.weights, weights)
+
+
+@pytest.mark.parametrize(
+    "said", [["--run=/home/me/add"], ["--run", "/home/me/add", "step:/x/a.py"]]
+)
+def test_the_command_is_told_without_folders(said: list[str]) -> None:
+    told = reports.command("python -m latency", said)
+    assert told.replace("=", " ").startswith("python -m latency --run add")
+    assert "/" not in told
 
 
 def test_more_steps_than_the_schedule_has(subject: Subject) -> None:
