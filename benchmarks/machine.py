@@ -11,7 +11,9 @@ from typing import Any
 import jax
 
 import jaxgen
+from jaxgen.errors import UserError
 
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
@@ -37,6 +39,17 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def results() -> Path:
+    """The folder, made if it is not there, for what is measured on this machine's devices."""
+    device = hardware()
+    folder = RESULTS / slug(device["device"], device["count"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror})") from None
+    return folder
 
 
 def slug(device: str, count: int) -> str:
