@@ -294,7 +294,7 @@ def _write(
 
 
 def _path() -> Path:
-    return machine.results() / "ablation.json"
+    return machine.folder(machine.hardware()) / "ablation.json"
 
 
 def _slug(name: str) -> str:

@@ -17,6 +17,16 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
+def folder(device: dict[str, Any]) -> Path:
+    """Where results of this hardware lie, made if need be; UserError where it cannot be."""
+    found = RESULTS / slug(device["device"], device["count"])
+    try:
+        found.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {found} ({error.strerror})") from None
+    return found
+
+
 def hardware() -> dict[str, Any]:
     """The JAX devices and the CPU beside them."""
     device = jax.devices()[0]
@@ -39,17 +49,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def results() -> Path:
-    """The folder, made if it is not there, for what is measured on this machine's devices."""
-    device = hardware()
-    folder = RESULTS / slug(device["device"], device["count"])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror})") from None
-    return folder
 
 
 def slug(device: str, count: int) -> str:

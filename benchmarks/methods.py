@@ -86,7 +86,7 @@ def main() -> None:
             spec.config: runs.measured(spec, options, grader, clock) for spec in options.specs()
         }
         rows = [row for spec in options.specs() for row in _rows(spec, options, measured)]
-        folder = machine.results()
+        folder = machine.folder(machine.hardware())
         name = f"methods_{options.only.replace(',', '_')}" if options.only else "methods"
         report = {
             "command": " ".join([PROGRAM, *sys.argv[1:]]),

@@ -1,20 +1,20 @@
 """Draws every plot again from the committed numbers alone: python -m benchmarks.plots"""
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
-from typing import Any
 
-from benchmarks import ablation_report, curves, quality_report, sampling_report, scaling
+from benchmarks import curves
 from benchmarks.check_readme import of_file
 from benchmarks.machine import RESULTS
 from jaxgen.errors import reported
 
-DRAWN: dict[str, Callable[[Any, Path], str]] = {
-    "ablation": ablation_report.draw,
-    "quality": quality_report.draw,
-    "sampling_latency": sampling_report.draw,
-    "scaling": lambda report, path: f"plot: {scaling.draw(report['plans'], path)}",
-}  # by the report's `benchmark`
+DRAWN = {
+    "ablation": "ablation_report",
+    "latency": "latency_report",
+    "quality": "quality_report",
+    "sampling_latency": "sampling_report",
+    "scaling": "scaling",
+}  # by a report's `benchmark`, the module here whose `draw` takes the report and the PNG's path
 HEALTHY = RESULTS / "cpu-2" / "add_metrics.jsonl"  # of docs/add.md
 
 
@@ -31,9 +31,11 @@ def drawn(results: Path) -> list[str]:
     said = []
     for path in sorted(results.rglob("*.json")):
         report = of_file(path)
-        draw = DRAWN.get(report.get("benchmark", "")) if isinstance(report, dict) else None
-        if draw:
-            said.append(draw(report, path.with_suffix(".png")))
+        name = DRAWN.get(report.get("benchmark", "")) if isinstance(report, dict) else None
+        if name:
+            module = importlib.import_module(f"benchmarks.{name}")
+            what = report["plans"] if name == "scaling" else report
+            said.append(str(module.draw(what, path.with_suffix(".png"))))
     return said
 
 

@@ -95,7 +95,7 @@ def main() -> None:
                 "images": options.images,
                 "data": options.data,
             }
-            folder = machine.results()
+            folder = machine.folder(machine.hardware())
         report = {
             "benchmark": "quality",
             "command": " ".join([PROGRAM, *sys.argv[1:]]),
