@@ -12,6 +12,7 @@ keep a constant learning rate, so that the main one can be measured on its way.
 
 import dataclasses
 import datetime
+import itertools
 import json
 import shutil
 import sys
@@ -136,36 +137,35 @@ def main() -> None:
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
         clock = Clock(options.minutes)
         runs.prepare(options.workdir)
-        eyes = None
+        eyes: _Eyes | None = None
         found: dict[str, dict[str, Any]] = {}
         curve: list[dict[str, Any]] = []
-        for seed in range(options.seeds):
-            for arm in options.arms():
-                folder = Path(options.workdir) / f"{_slug(arm.name)}_{seed}"
-                own = found.setdefault(arm.name, {"group": arm.group, "seeds": {}})
-                own["arguments"] = " ".join(arm.arguments)
-                on_the_way = arm.name == reports.MAIN and seed == 0
-                for steps in _stops(options, on_the_way):
-                    # A program of JAX would compete with the training, so what draws and looks
-                    # is made when there is something to look at.
-                    _train(options, arm, seed, steps, folder, clock)
-                    if eyes is None:
-                        eyes = _Eyes(options, stages.read(folder))
-                        curve = [eyes.start(folder)]
-                    measured = eyes.measured(folder, steps, seed)
-                    if on_the_way and measured:
-                        curve.append(measured)
-                    if steps == options.steps:
-                        own["seeds"][str(seed)] = {**measured, "seconds": _seconds(folder)}
-                _write(options, eyes, found, curve)
-        print(reports.markdown(json.loads(_path().read_text(encoding="utf-8"))))
-        print(f"numbers: {_path()}")
+        for seed, arm in itertools.product(range(options.seeds), options.arms()):
+            folder = Path(options.workdir) / f"{_slug(arm.name)}_{seed}"
+            own = found.setdefault(arm.name, {"group": arm.group, "seeds": {}})
+            own["arguments"] = " ".join(arm.arguments)
+            on_the_way = (arm.name, seed) == (reports.MAIN, 0)
+            for steps in _stops(options) if on_the_way else [options.steps]:
+                _train(options, arm, seed, steps, folder, clock)
+                # Only now, for programs of ours would compete with the first training.
+                eyes = eyes or _Eyes(options, stages.read(folder))
+                if not curve:
+                    curve.append(eyes.start(folder))
+                measured = eyes.measured(folder, steps, seed)
+                if on_the_way and measured:
+                    curve.append(measured)
+                if steps == options.steps:
+                    own["seeds"][str(seed)] = {**measured, "seconds": _seconds(folder)}
+                    _write(options, eyes, found, curve)
+        path = _path()
+        report = json.loads(path.read_text(encoding="utf-8"))
+        print(reports.markdown(report))
+        print(f"numbers: {path}")
+        print(reports.draw(report, path.with_suffix(".png")))
 
 
-def _stops(options: Options, on_the_way: bool) -> list[int]:
-    """The numbers of steps at which a run is measured."""
-    if not on_the_way:
-        return [options.steps]
+def _stops(options: Options) -> list[int]:
+    """The numbers of steps at which the main arm is measured."""
     parts = np.linspace(0, options.steps, options.points + 1)[1:]
     return sorted({max(1, round(part)) for part in parts})
 
@@ -290,7 +290,7 @@ def _write(
     }
     charts.write_json(path, report)
     path.with_suffix(".md").write_text(reports.markdown(report), encoding="utf-8")
-    print(reports.draw(report, path.with_suffix(".png")), flush=True)
+    print(f"{sum(len(arm['seeds']) for arm in done.values())} runs in {path}", flush=True)
 
 
 def _path() -> Path:

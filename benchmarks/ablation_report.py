@@ -148,7 +148,7 @@ def verdicts(report: dict[str, Any]) -> str:
         if found["low"] is not None:
             low, high = factor * found["low"], factor * found["high"]
             gain += f" ({low:.{digits}f} to {high:.{digits}f})"
-        verdict = found["verdict"]
+        verdict: str = found["verdict"]
         if not found["paper"]:
             verdict = {REPRODUCED: "better", REVERSED: "worse"}.get(verdict, verdict)
         said = found["paper"] or "does not say"

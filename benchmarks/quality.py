@@ -142,9 +142,8 @@ def _entries(name: str, rows: Sequence[dict[str, Any]]) -> list[Entry]:
             },
         )
         entry[row["captions"]] = {what.partition(" (")[0]: v for what, v in row["metrics"].items()}
-        entry.setdefault("by", {})[row["captions"]] = next(iter(row["metrics"])).partition(" (")[2][
-            :-1
-        ]
+        by = next(iter(row["metrics"])).partition(" (")[2].removesuffix(")")
+        entry.setdefault("by", {})[row["captions"]] = by
     return list(found.values())
 
 
@@ -175,7 +174,7 @@ def judged(rows: Sequence[Entry]) -> list[dict[str, Any]]:
             "target": target.says,
             "value": own["value"],
             "limit": limit,
-            "met": gap > 0 if target.factor == 1 else gap >= 0,
+            "met": gap > 0,
             "by": gap / limit if limit else 0.0,
             "sure": abs(gap) > noise,
         })  # fmt: skip

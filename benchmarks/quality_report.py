@@ -86,7 +86,11 @@ def draw(report: Report, path: Path) -> str:
                 axes.annotate(
                     str(row["steps"]), (at, height), (4, 5), textcoords="offset points", fontsize=8
                 )
-        axes.set_ylim(bottom=0)
+        values = [row[TRAINING]["frechet"]["value"] for row in report["rows"]]
+        if max(values) > 6 * min(values):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3, which="both")
         axes.legend(title="with number of steps, bars: 95 %")
         hardware = report["hardware"]

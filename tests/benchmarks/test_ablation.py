@@ -17,11 +17,12 @@ from tiny import DIT_MODEL, SIZE, random_like
 from benchmarks import ablation, ablation_report, machine, runs
 from benchmarks.ablation import ARMS, Options
 from benchmarks.ablation_report import MAIN, NOISE, REPRODUCED, REVERSED, UNKNOWN
-from jaxgen import cli, stages
+from jaxgen import cli, quality, stages
 from jaxgen import config as configs
 from jaxgen.config import Data
 from jaxgen.data.sources import open_source
 from jaxgen.diffusion import denoiser
+from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import EXIT_AGAIN
 from jaxgen.methods import classifier
 from jaxgen.methods.add import Add
@@ -100,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for name, colour in {"red": (220, 30, 30), "blue": (40, 60, 220)}.items():
         (place / "pictures" / name).mkdir(parents=True)
-        for n in range(80):
+        for n in range(120):
             image = np.clip(rng.integers(-40, 41, (SIZE, SIZE, 3)) + colour, 0, 255)
             Image.fromarray(image.astype(np.uint8)).save(place / "pictures" / name / f"{n}.png")
     with pytest.MonkeyPatch.context() as patch:
@@ -111,19 +112,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def written(config: Any, step: int, seed: int = 0) -> None:
-    """A finished run of random weights."""
+@functools.cache
+def read() -> tuple[Any, Any]:
     source = open_source(DATA.name, "train", SIZE, "data")
-    tokenizer = words.build([text for texts in source.captions for text in texts])
+    return source, words.build([text for texts in source.captions for text in texts])
+
+
+def written(config: Any, step: int) -> None:
+    """A finished run of random weights."""
+    source, tokenizer = read()
     config = config.resolved(tokenizer.get_vocab_size(), 2)
     with run.opened(config, type(config).__name__.lower(), tokenizer, source.labels, "") as folder:
+        key = np.zeros(2, np.uint32)
         if isinstance(config, Classifier):
-            key = np.asarray([0, 0], np.uint32)
             made = functools.partial(classifier.init, config, {}, key)
             weights = random_like(lambda: made().params["classifier"])
+        elif isinstance(config, Diffusion):
+            weights = random_like(functools.partial(denoiser.init, config.model, SIZE, key))
         else:
-            made = functools.partial(denoiser.init, config.model, SIZE, np.zeros(2, np.uint32))
-            weights = random_like(made, seed + step)
+            weights = {"nothing": np.zeros(1, np.float32)}  # `drawn` asks for none
         run.save_weights(folder, weights, step)
         line = {name: 0.5 for panel in ablation_report.curves.PANELS.values() for name in panel}
         (folder / "metrics.jsonl").write_text(json.dumps({"step": step, **line}) + "\n")
@@ -150,9 +157,15 @@ def test_a_stop_loses_nothing_and_what_is_done_is_taken(
             teacher=said["teacher"],
             judge=JudgeConfig(taps=(1,), resize=32),
         )
-        written(config, int(said["train.steps"]), int(said["seed"]))
+        written(config, int(said["train.steps"]))
+
+    def drawn(loaded: stages.Loaded, sampler: Sampler, ids: np.ndarray, seed: int):
+        assert (sampler.steps, sampler.guidance) == (1, 1.0)
+        rng = np.random.default_rng((loaded.step, seed))
+        return rng.integers(0, 256, (len(ids), SIZE, SIZE, 3), np.uint8), 0.1
 
     monkeypatch.setattr(runs, "command", command)
+    monkeypatch.setattr(quality, "drawn", drawn)  # which compiles; tests/test_evaluate.py has it
     arguments = ["--only=start", "--seeds=2", "--steps=6", "--points=2", "--samples=32"]
     arguments += ["--teacher=runs/teacher", "--grader=runs/grader"]
     monkeypatch.setattr(sys, "argv", ["door", *arguments])
