@@ -179,7 +179,10 @@ def _train(options: Options, arm: Arm, seed: int, steps: int, folder: Path, cloc
     arguments += [f"--teacher={options.teacher}", f"--train.batch={options.batch}"]
     arguments += [f"--data.name={options.data}"] if options.data else []
     arguments += ["--optimizer.decay=constant", "--judge-optimizer.decay=constant"]
-    arguments += [f"--optimizer.warmup={min(50, options.steps // 8)}"]
+    # A run that is measured on its way is first one of fewer steps, and no warm-up is longer than
+    # half of those: with a longer one it would become another run on its way.
+    arguments += [f"--optimizer.warmup={min(50, _stops(options)[0] // 2)}"]
+    arguments += ["--judge-optimizer.warmup=0"]
     # Its pictures are not looked at, and its checkpoints are for interruptions alone.
     arguments += ["--train.sample-every=0", "--sampler-steps=2", "--train.log-every=5"]
     arguments += ["--train.checkpoint-every=1000", f"--train.steps={steps}"]
