@@ -13,11 +13,8 @@ start from the diffusion run of the same comparison and see a quarter as many im
 import dataclasses
 import functools
 import json
-import math
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,15 +22,13 @@ import numpy as np
 from einops import repeat
 from jaxtyping import UInt8
 
-from benchmarks import machine
-from benchmarks.machine import RESULTS
+from benchmarks import machine, runs
+from benchmarks.runs import Budget, Clock, Spec
 from jaxgen import config as configs
 from jaxgen import evaluate, methods, quality, stages
 from jaxgen.data.source import Source
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
-from jaxgen.metrics.measures import LEAST
-from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime import pictures
 from jaxgen.stages import Loaded
@@ -43,19 +38,6 @@ PROGRAM = "python -m benchmarks.methods"
 SIDE = 64  # pixels of a picture in the grid
 CAPTIONS = ("red heart", "cœur vert", "grinning face", "visage somnolent", "robot", "fantôme")
 CAPTIONS += ("skull", "pomme rouge", "pizza", "fraise", "avocado", "carotte")  # of the grid
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """One row: the config, what it builds on, and its sampling steps."""
-
-    config: str
-    steps: str = ""
-    """Sampling steps to measure, the one for the grid first; none: the method's own."""
-    share: float = 1.0
-    """Images that it sees, over those of the others."""
-    roles: tuple[tuple[str, str], ...] = ()
-    """Roles that are filled by other rows' runs."""
 
 
 SPECS = (
@@ -73,26 +55,13 @@ SPECS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    images: int = 32_000
-    """Images that each method sees in training, counted with their repetitions."""
-    workdir: str = "runs/methods"
-    """Folder of the runs."""
-    root: str = "data"
-    """Folder of prepared data sets."""
-    data: str = "openmoji:smileys-emotion,food-drink"
-    """The pictures: few, so that each is seen often enough to be learnt."""
-    samples: int = 500
-    """Most samples of each set of captions."""
+class Options(Budget):
     only: str = ""
     """Some of the methods, such as gan,vae; none: all."""
 
     def check(self) -> None:
         """Raises UserError for what cannot be measured."""
-        if self.samples < LEAST:
-            raise UserError(f"--samples is {self.samples}; the measures need {LEAST} or more")
-        if self.images < 1000:
-            raise UserError(f"--images is {self.images}; give 1000 or more")
+        super().check()
         if unknown := {name for name in self.only.split(",") if name} - {s.config for s in SPECS}:
             known = ", ".join(spec.config for spec in SPECS)
             raise UserError(f"--only {min(unknown)!r} is none of {known}")
@@ -108,18 +77,20 @@ class Options:
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        clock = Clock(options.minutes)
+        runs.prepare(options.workdir)
         for spec in options.specs():
-            _train(spec, options)
-        measured = {spec.config: _evaluated(spec, options) for spec in options.specs()}
-        meshes.prepare(quality.BATCH, Path(options.workdir) / ".compiled")
+            runs.train(spec, options, clock)
+        grader = runs.grader_of(options.specs(), options)
+        measured = {
+            spec.config: runs.measured(spec, options, grader, clock) for spec in options.specs()
+        }
         rows = [row for spec in options.specs() for row in _rows(spec, options, measured)]
-        device = machine.hardware()
-        folder = RESULTS / machine.slug(device["device"], device["count"])
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = machine.folder(machine.hardware())
         name = f"methods_{options.only.replace(',', '_')}" if options.only else "methods"
         report = {
             "command": " ".join([PROGRAM, *sys.argv[1:]]),
-            "hardware": device,
+            "hardware": machine.hardware(),
             "versions": machine.versions(),
             "images": options.images,
             "data": options.data,
@@ -133,43 +104,11 @@ def main() -> None:
         print(f"numbers: {folder / name}.json, pictures: {folder / name}.png")
 
 
-def _train(spec: Spec, options: Options) -> None:
-    config = configs.load(spec.config)
-    steps = math.ceil(options.images * spec.share / config.train.batch)
-    arguments = [f"--config={spec.config}", f"--workdir={options.workdir}"]
-    arguments += [f"--data.root={options.root}", f"--data.name={options.data}"]
-    arguments += [f"--train.steps={steps}"]
-    arguments += [f"--{role}={Path(options.workdir) / name}" for role, name in spec.roles]
-    _run("jaxgen.train", arguments)
-    done = stages.read(Path(options.workdir) / spec.config).step
-    if done != steps:
-        raise UserError(
-            f"{options.workdir}/{spec.config} has {done} steps, not {steps}; use another --workdir"
-        )
-
-
-def _evaluated(spec: Spec, options: Options) -> dict[str, Any]:
-    """What `evaluate` says of the run; asked anew only where it is not known for these weights."""
-    folder = Path(options.workdir) / spec.config
-    out = folder / f"quality_{options.samples}_{spec.steps.replace(',', '_')}.json"
-    if not out.is_file() or out.stat().st_mtime < (folder / "model.safetensors").stat().st_mtime:
-        arguments = [f"--run={folder}", f"--out={out}", f"--samples={options.samples}"]
-        _run("jaxgen.evaluate", arguments + ([f"--steps={spec.steps}"] if spec.steps else []))
-    return json.loads(out.read_text(encoding="utf-8"))
-
-
-def _run(module: str, arguments: list[str]) -> None:
-    print(f"python -m {module} {' '.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
-    if code:
-        raise UserError(f"python -m {module} ended with exit code {code}; its message is above")
-
-
 def _rows(
-    spec: Spec, options: Options, measured: dict[str, dict[str, Any]]
+    spec: Spec, options: Options, measured: dict[str, list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """A row for each sampler, with what was found for training and for held-out captions."""
-    loaded = stages.read(Path(options.workdir) / spec.config)
+    loaded = stages.read(options.folder(spec))
     config = loaded.config
     (stage,) = [s for s in stages.plan(config) if s.config.name == config.name]
     counts = stages.parameters(stage)
@@ -183,7 +122,7 @@ def _rows(
         "final_loss": log[-1]["loss"] if log else None,
     }
     found: dict[str, dict[str, Any]] = {}
-    for row in measured[spec.config]["rows"]:
+    for row in measured[spec.config]:
         title = f"{row['sampler']['steps']} steps" if row["sampler"] else "reconstructed"
         title = title.replace("1 steps", "1 step") if title == "1 steps" else title
         own = found.setdefault(title, {**cost, "sampler": title})
@@ -220,9 +159,7 @@ ESTIMATE = ("value", "low", "high")
 
 def _grid(options: Options) -> Any:
     """What each method makes of the captions that the diffusion config shows."""
-    loaded = {
-        spec.config: stages.read(Path(options.workdir) / spec.config) for spec in options.specs()
-    }
+    loaded = {spec.config: stages.read(options.folder(spec)) for spec in options.specs()}
     source, _ = quality.both_splits(next(iter(loaded.values())).config, "")
     captions = [text for text in CAPTIONS if _row_of(source, text) >= 0]
     rows = [_row_of(source, caption) for caption in captions]

