@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import json
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from benchmarks.quality_report import draw, markdown
 from benchmarks.runs import Budget, Clock, Spec
 from jaxgen import config as configs
 from jaxgen import quality as measures
+from jaxgen import stages
+from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
 
 PROGRAM = "python -m benchmarks.quality"
@@ -65,6 +68,15 @@ TARGETS = (
 class Options(Budget):
     evaluated: tuple[str, ...] = ()
     """Files of jaxgen.evaluate, in place of the runs."""
+    rounds: int = 3
+    """Times that every sampler's speed is measured, all in turn; 0: what it was in evaluating,
+    which may have been beside other work."""
+
+    def check(self) -> None:
+        """Raises UserError for what cannot be measured."""
+        super().check()
+        if self.rounds < 0:
+            raise UserError(f"--rounds is {self.rounds}; give 0 or more")
 
 
 def main() -> None:
@@ -87,6 +99,7 @@ def main() -> None:
                 runs.train(spec, options, clock)
             grader = runs.grader_of(SPECS, options)
             rows = {spec.config: runs.measured(spec, options, grader, clock) for spec in SPECS}
+            _time(rows, options)
             found = [entry for name, own in rows.items() for entry in _entries(name, own)]
             about = {
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -111,6 +124,23 @@ def main() -> None:
         print(text)
         print(f"numbers: {path}")
         print(draw(report, path.with_suffix(".png")))
+
+
+def _time(rows: dict[str, list[dict[str, Any]]], options: Options) -> None:
+    """Puts the median of all rounds in place of the seconds that an image took in evaluating."""
+    loaded = {spec.config: stages.read(options.folder(spec)) for spec in SPECS}
+    source, _ = measures.both_splits(loaded[SPECS[0].config].config, "")
+    taken: dict[str, list[float]] = {}
+    for _ in range(options.rounds):
+        for name, own in rows.items():
+            ids = measures.asked(loaded[name], source, 0, measures.BATCH, 0).ids
+            for row in own[::2]:  # its two sets of captions are drawn alike
+                _, seconds = measures.drawn(loaded[name], Sampler(**row["sampler"]), ids, 0)
+                taken.setdefault(f"{name} {row['sampler']}", []).append(seconds)
+    for name, own in rows.items():
+        for row in own:
+            if found := taken.get(f"{name} {row['sampler']}"):
+                row["seconds_per_image"] = statistics.median(found)
 
 
 def entries(reports: Sequence[dict[str, Any]]) -> list[Entry]:

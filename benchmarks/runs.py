@@ -198,7 +198,8 @@ def _rows(report: dict[str, Any], samples: int) -> Iterator[tuple[Row, str]]:
     for row in report["rows"]:
         split = data["train" if row["captions"] == quality.TRAINING else "test"]
         if all(f"; {min(samples, split)} samples)" in name for name in row["metrics"]):
-            yield row, json.dumps(row["sampler"], sort_keys=True)
+            # A file may be older than a field, which then was what it is by default.
+            yield row, _key(Sampler(**row["sampler"]) if row["sampler"] else None)
 
 
 def _key(how: Sampler | None) -> str:

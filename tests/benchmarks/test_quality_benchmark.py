@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +67,30 @@ def test_targets_are_met_or_missed_by_a_share_and_surely_or_not() -> None:
     assert quality.judged(quality.entries([evaluated(("runs/add", 1, 3.5))])) == []
 
 
+def test_all_samplers_are_timed_in_turn_and_the_median_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = {
+        name: evaluated(*((f"runs/{name}", n, 3.0) for n in steps))["rows"]
+        for name, steps in {"diffusion": (8, 1), "add": (1,)}.items()
+    }
+    order: list[tuple[str, int]] = []
+
+    def drawn(loaded: str, sampler: Sampler, ids: Any, seed: int) -> tuple[None, float]:
+        order.append((loaded, sampler.steps))
+        return None, sampler.steps + (len(order) <= 3)  # the first round is slow
+
+    monkeypatch.setattr(quality.stages, "read", lambda folder: SimpleNamespace(config=folder))
+    monkeypatch.setattr(quality.measures, "both_splits", lambda *_: (None, None))
+    monkeypatch.setattr(quality.measures, "asked", lambda *_: SimpleNamespace(ids=None))
+    monkeypatch.setattr(quality.measures, "drawn", lambda loaded, *rest: drawn(
+        loaded.config.name, *rest))  # fmt: skip
+    quality._time(rows, quality.Options(rounds=3))
+    assert order == [("diffusion", 8), ("diffusion", 1), ("add", 1)] * 3
+    assert [row["seconds_per_image"] for row in rows["diffusion"]] == [8, 8, 1, 1]
+    assert [row["seconds_per_image"] for row in rows["add"]] == [1, 1]
+
+
 def test_runs_that_are_not_compared_and_several_graders_are_refused() -> None:
     with pytest.raises(UserError, match="runs/dit is none of diffusion, add"):
         quality.entries([evaluated(("runs/dit", 1, 2.0))])
@@ -91,6 +116,11 @@ def test_what_stands_beside_the_weights_is_taken_if_of_the_same_options(tmp_path
     written("quality_c.partial.json", evaluated(("runs/add", 16, 2.0)))
     found = runs.standing(tmp_path, GRADER, 500)
     assert sorted(json.loads(key)["steps"] for key in found) == [1, 2]
+    older = evaluated(("runs/add", 3, 2.0))
+    for row in older["rows"]:
+        del row["sampler"]["strength"]  # a field that came later
+    written("quality_d.json", older)
+    assert len(runs.standing(tmp_path, GRADER, 500)) == 3
     first = found[runs._key(Sampler(steps=1))][0]
     assert first["metrics"][f"frechet ({GRADER}; 400 samples)"]["value"] == 2.0
     assert runs.standing(tmp_path, GRADER, 300) == {}, "from 400 samples, not 300"
