@@ -32,7 +32,8 @@ def x0(batch):
 
 @pytest.fixture(scope="module")
 def text(add_config: Add, frozen, batch):
-    return denoiser.encode(add_config.model, frozen["text"], batch["caption"])
+    encode = jax.jit(functools.partial(denoiser.encode, add_config.model))
+    return encode(frozen["text"], batch["caption"])
 
 
 def normal(name: str, like: jax.Array) -> jax.Array:
@@ -103,8 +104,13 @@ def test_the_teacher_is_fed_the_student_output_noised_again(
 
     monkeypatch.setattr(denoiser, "predict_x0", predict)
     fake, eps, t = 0.5 * x0, normal("eps", x0), jnp.linspace(10.0, 999.0, len(x0))
-    add.teacher_target(add_config, frozen, fake, eps, t, text)
-    ((x_t, at),) = seen
+
+    @jax.jit
+    def run(frozen, fake, eps, t, text):
+        add.teacher_target(add_config, frozen, fake, eps, t, text)
+        return seen
+
+    ((x_t, at),) = run(frozen, fake, eps, t, text)
     alpha, sigma = add_config.model.schedule.at(t)
     expected = alpha[:, None, None, None] * fake + sigma[:, None, None, None] * eps
     np.testing.assert_allclose(x_t, expected, rtol=1e-6)
@@ -215,19 +221,22 @@ def test_one_batch_improves_the_measures_of_both_players(
 
 def test_judge_losses_have_the_right_signs(add_config: Add, frozen, state, x0, text) -> None:
     """Only judging differs: swapping real and fake swaps the two hinge terms."""
-    features, c_img = add.look(add_config, frozen["eyes"], x0)
-    other, _ = add.look(add_config, frozen["eyes"], -x0)
+    look = jax.jit(functools.partial(add.look, add_config))
+    features, c_img = look(frozen["eyes"], x0)
+    other, _ = look(frozen["eyes"], -x0)
     conditions = (text.pooled, c_img)
     params = state.params["judge"]
+    judge = jax.jit(Judge(add_config.judge).apply)
 
     def means(features):
-        logits = Judge(add_config.judge).apply({"params": params}, features, *conditions)
+        logits = judge({"params": params}, features, *conditions)
         return [
             (float(jnp.maximum(0, 1 - x).mean()), float(jnp.maximum(0, 1 + x).mean()))
             for x in logits
         ]
 
-    _, metrics = add.loss_of_judge(add_config, params, features, other, conditions)
+    loss = jax.jit(functools.partial(add.loss_of_judge, add_config))
+    _, metrics = loss(params, features, other, conditions)
     expected = sum(real for real, _ in means(features)) + sum(fake for _, fake in means(other))
     np.testing.assert_allclose(metrics["judge"], expected, rtol=1e-5)
     assert metrics["r1"] > 0
