@@ -66,7 +66,7 @@ def add_config(diffusion_config: Diffusion) -> Add:
         name="tiny-add",
         data=diffusion_config.data,
         model=DIT_MODEL,
-        judge=JudgeConfig(taps=(1, 2), resize=32, augment=("color", "translation", "cutout")),
+        judge=JudgeConfig(taps=(0, 1), resize=32, augment=("color", "translation", "cutout")),
         train=diffusion_config.train,
         optimizer=diffusion_config.optimizer,
         judge_optimizer=dataclasses.replace(diffusion_config.optimizer, learning_rate=3e-3),
