@@ -57,9 +57,9 @@ def test_codes_computed_beforehand_are_those_of_the_mirrored_pictures(config, co
     clean = jax.jit(functools.partial(text_to_image.clean, config, {"codec": codec}))
     image, now = clean(batch, key)
     same, before = clean({**batch, **kept}, key)
-    np.testing.assert_array_equal(image, same)
+    np.testing.assert_allclose(image, same, atol=1e-6)
     np.testing.assert_allclose(now, before, atol=1e-5)
-    turned = np.any(np.asarray(image != to_unit(batch["image"])), axis=(1, 2, 3))
+    turned = np.any(np.abs(image - to_unit(batch["image"])) > 1e-3, axis=(1, 2, 3))
     assert 0 < turned.sum() < len(turned)
     assert now.shape == (len(image), SIZE // 2, SIZE // 2, 4)
 
