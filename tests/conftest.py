@@ -6,9 +6,22 @@ what the tests do. A test that trains for long asks for optimised code itself.
 
 import os
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    # A quarter of the time, for the same numbers; later ones leave no choice.
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or a TPU is looked for wherever libtpu is installed
+# For processes that tests start: the modules beside this file, and this copy of jaxgen. And what
+# they compile is kept for the next one in their folder also where it takes but a moment.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from collections.abc import Callable
 
@@ -22,6 +35,26 @@ pytest_plugins = ("tiny",)
 # Its wheel does not load beside a CPU-only PyTorch, and transformers would fail with it. Hidden, it
 # is a package that is not installed (see `reference`).
 sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]
+
+
+# In this order, the others after them: what is long and comes last keeps one core waiting.
+LONGEST = (
+    "test_doors_methods.py",
+    "test_hosts.py",
+    "test_doors_published.py",
+    "test_doors.py",
+    "test_pipelines.py",
+    "test_evaluate.py",
+    "test_storage.py",
+    "test_gan.py",
+    "test_mesh.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture

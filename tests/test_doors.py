@@ -1,7 +1,6 @@
 """The command lines, as a user runs them: in processes of their own, on pictures of their own."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -60,15 +59,10 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
-        env=environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu"}
 
 
 def size_of(picture: Path) -> tuple[int, int]:
@@ -120,12 +114,30 @@ def test_train_prints_the_plan_trains_both_stages_and_names_its_pictures(
         assert (folder / "runs/student" / name).is_file()
 
 
-def test_train_again_finds_everything_done(folder: Path, trained) -> None:
-    again = run(folder, "jaxgen.train", "--config=student.py", "--teacher-train-steps", "4")
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert "student_teacher: finished" in again.stdout
-    assert "student: finished; samples: runs/student/samples" in again.stdout
-    assert "compil" not in again.stdout
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a door in the folder and in this process, for speed: its devices are chosen already."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(meshes, "prepare", lambda *_: None)
+
+    def here(main: Callable[[], None], *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["door", *arguments])
+        main()
+
+    return here
+
+
+@pytest.fixture
+def refused(here, refused) -> Callable[..., str]:
+    return refused
+
+
+def test_train_again_finds_everything_done(trained, here, capsys) -> None:
+    here(train.main, "--config=student.py", "--teacher-train-steps", "4")
+    said = capsys.readouterr().out
+    assert "student_teacher: finished" in said
+    assert "student: finished; samples: runs/student/samples" in said
+    assert "compil" not in said
 
 
 def test_a_run_of_another_config_is_refused_by_the_field(folder: Path, trained, refused) -> None:
@@ -138,7 +150,7 @@ def test_a_run_of_another_config_is_refused_by_the_field(folder: Path, trained, 
 
 
 def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
-    folder: Path, trained
+    folder: Path, trained, here
 ) -> None:
     drawn = run(
         folder, "jaxgen.sample", "--run=runs/student", "--prompt", "un carré rouge",
@@ -149,19 +161,8 @@ def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
     assert "carré" in drawn.stderr
     assert "rouge" not in drawn.stderr.split("unknown")[-1].split(":")[-1]
     assert size_of(folder / "both.png")[0] > 32
-    alone = run(
-        folder, "jaxgen.sample", "--run=runs/student", "--prompt=a blue square", "--out=one.png"
-    )
-    assert alone.returncode == 0, alone.stderr[-2000:]
+    here(sample.main, "--run=runs/student", "--prompt=a blue square", "--out=one.png")
     assert size_of(folder / "one.png") == (16, 16)
-
-
-@pytest.fixture
-def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, refused) -> Callable[..., str]:
-    """In the folder, and in this process, for speed: its devices are chosen already."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(meshes, "prepare", lambda *_: None)
-    return refused
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,6 @@ def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "jaxgen.train", "--config=teacher.py", f"--name={name}", *more],
         cwd=folder,
-        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -219,12 +219,18 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-def test_killed_and_resumed_is_bit_for_bit_undisturbed(folder: Path, trained) -> None:
+def test_killed_and_resumed_is_bit_for_bit_undisturbed(folder: Path, trained, refused) -> None:
+    """And while the run lasts, even stopped, another process is refused its folder."""
     finish(start(folder, "whole"))
     killed = start(folder, "killed")
-    wait_for(killed, folder / "runs/killed", 23)
-    killed.kill()
-    killed.communicate()
+    try:
+        wait_for(killed, folder / "runs/killed", 23)
+        killed.send_signal(signal.SIGSTOP)  # or it might be done before the other asks
+        line = refused(train.main, "--config=teacher.py", "--name=killed")
+        assert "runs/killed is in use by another process" in line
+    finally:
+        killed.kill()
+        killed.communicate()
     assert not (folder / "runs/killed/model.safetensors").exists(), "killed in mid-run"
     cut = start(folder, "killed")
     wait_for(cut, folder / "runs/killed", 33)
@@ -237,16 +243,3 @@ def test_killed_and_resumed_is_bit_for_bit_undisturbed(folder: Path, trained) ->
     for name in ("model.safetensors", "metrics.jsonl"):
         whole, mended = (folder / "runs" / r / name for r in ("whole", "killed"))
         assert whole.read_bytes() == mended.read_bytes(), name
-
-
-def test_a_second_process_is_refused_while_one_runs(folder: Path, trained) -> None:
-    first = start(folder, "busy", "--train.steps=1000000")  # never done before the second asks
-    try:
-        wait_for(first, folder / "runs/busy", 1)
-        second = start(folder, "busy")
-        out, _ = second.communicate()
-        assert second.returncode == 2
-        assert "runs/busy is in use by another process" in out
-    finally:
-        first.kill()
-        first.communicate()

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from jaxgen import methods, stages
+from jaxgen.diffusion.sampler import Sampler
 from jaxgen.text import tokenizer as words
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
@@ -36,6 +37,13 @@ config = Add(
     guidance=1.0, train=Train(steps=3, batch=4, log_every=1, sample_every=0),
     optimizer=steady, judge_optimizer=steady, shown=("a red heart",) * 4,
 )
+"""
+# One process for all doors: most of what each would do is to import and to compile the same again.
+PROGRAM = """
+import runpy, sys
+for door, *arguments in {doors}:
+    sys.argv = [door, *arguments]
+    runpy.run_module("jaxgen." + door, run_name="__main__")
 """
 
 
@@ -65,14 +73,32 @@ def student(tmp_path_factory) -> Path:
          "--guidance=2", "--start=red.png", "--strength=0.5", "--steps=4", "--size=24",
          "--dtype=bfloat16"),
     ]  # fmt: skip
-    for door, *arguments in doors:
-        done = subprocess.run(
-            [sys.executable, "-m", f"jaxgen.{door}", *arguments],
-            cwd=folder, text=True, capture_output=True, check=False,
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+    one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(doors=doors)],
+        cwd=folder, text=True, capture_output=True, check=False,
+        env=os.environ | {"XLA_FLAGS": one_device},  # whatever the batch: they are chosen but once
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(student) -> stages.Loaded:
+    return stages.read(student / "runs" / "student")
+
+
+@pytest.fixture(scope="module")
+def draw(loaded):
+    """Draws as jaxgen does, from a key, prompts and a sampler: each is compiled once."""
+    sample = functools.partial(methods.of(loaded.config).sample, loaded.config)
+    program = jax.jit(sample, static_argnums=3)
+
+    def draw(key: jax.Array, prompts: list[str], sampler: Sampler) -> np.ndarray:
+        ids = words.encode(loaded.tokenizer, prompts, 77)
+        return np.asarray(program(loaded.weights, key, ids, sampler))
+
+    return draw
 
 
 def test_published_weights_are_sampled_with_every_option(student):
@@ -98,7 +124,7 @@ def test_one_file_has_every_tensor(student):
         np.testing.assert_array_equal(flat[name], tensor, err_msg=name)
 
 
-def test_the_program_draws_without_jaxgen_what_jaxgen_draws(student):
+def test_the_program_draws_without_jaxgen_what_jaxgen_draws(student, loaded, draw):
     """Through the script that is written beside it, for two prompts, in a process of its own."""
     folder = student / "program"
     assert "jaxgen" not in "".join(
@@ -111,27 +137,17 @@ def test_the_program_draws_without_jaxgen_what_jaxgen_draws(student):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     drawn = np.stack([np.asarray(Image.open(folder / f"drawn_{n}.png")) for n in range(2)])
-    loaded = stages.read(student / "runs" / "student")
-    method = methods.of(loaded.config)
-    ids = words.encode(loaded.tokenizer, prompts, 77)
-    sampler = next(iter(method.samplers(loaded.config).values()))
-    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
-    ours = np.asarray(program(loaded.weights, jax.random.key(5), ids, sampler))
+    sampler = next(iter(methods.of(loaded.config).samplers(loaded.config).values()))
+    ours = draw(jax.random.key(5), prompts, sampler)
     assert np.abs(drawn.astype(int) - ours).max() <= 1
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_diffusers_draws_what_the_student_draws(student, monkeypatch, steps):
-    loaded = stages.read(student / "runs" / "student")
+def test_diffusers_draws_what_the_student_draws(student, loaded, draw, monkeypatch, steps):
     assert loaded.step == 3
-    method = methods.of(loaded.config)
-    sampler = method.student_sampler(loaded.config, 1)
-    sampler = type(sampler)(solver="euler_ancestral", steps=steps)
-    prompts = ["a red heart", "12 lemons"]
-    ids = words.encode(loaded.tokenizer, prompts, 77)
-    key = jax.random.key(1)
-    program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
-    ours = np.asarray(program(loaded.weights, key, ids, sampler))
+    sampler = Sampler(solver="euler_ancestral", steps=steps)
+    prompts, key = ["a red heart", "12 lemons"], jax.random.key(1)
+    ours = draw(key, prompts, sampler)
 
     theirs = DiffusionPipeline.from_pretrained(student / "student")
     theirs.set_progress_bar_config(disable=True)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import DIT_MODEL, SIZE
+from tiny import DIT_MODEL, SIZE, random_like
 
 from jaxgen import evaluate, quality, stages
 from jaxgen.config import Data
@@ -61,11 +61,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 config, type(config).__name__.lower(), tokenizer, source.labels, ""
             ) as f:
                 if isinstance(config, Classifier):
-                    made = functools.partial(classifier.init, config, {})
-                    weights = jax.jit(made)(key).params["classifier"]
+                    made = functools.partial(classifier.init, config, {}, key)
+                    weights = random_like(made).params["classifier"]
                 else:
-                    made = functools.partial(denoiser.init, config.model, SIZE)
-                    weights = jax.jit(made)(key)
+                    weights = random_like(functools.partial(denoiser.init, config.model, SIZE, key))
                 run.save_weights(f, weights, 1)
     return place
 

@@ -69,12 +69,10 @@ def here(folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def start(folder: Path, bucket: Bucket, workdir: str) -> subprocess.Popen:
-    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, "-m", "jaxgen.train", "--config=teacher.py", f"--workdir={workdir}"],
         cwd=folder,
-        env={**os.environ, **bucket.environment, **environment},
+        env={**os.environ, **bucket.environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

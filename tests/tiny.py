@@ -19,6 +19,7 @@ from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.eyes import Eyes
 from jaxgen.models.judge import JudgeConfig
 from jaxgen.models.unet import UNetConfig
+from jaxgen.state import State
 from jaxgen.text.encoder import TextConfig
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
 
@@ -65,7 +66,7 @@ def add_config(diffusion_config: Diffusion) -> Add:
         name="tiny-add",
         data=diffusion_config.data,
         model=DIT_MODEL,
-        judge=JudgeConfig(taps=(1, 2), resize=32, augment=("color", "translation", "cutout")),
+        judge=JudgeConfig(taps=(0, 1), resize=32, augment=("color", "translation", "cutout")),
         train=diffusion_config.train,
         optimizer=diffusion_config.optimizer,
         judge_optimizer=dataclasses.replace(diffusion_config.optimizer, learning_rate=3e-3),
@@ -98,17 +99,22 @@ def random_like(make: Callable[[], Any], seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(make))
 
 
+def state_like(make: Callable[[], State], **players: Any) -> State:
+    """A state as `make` would give at step 0, but of random weights, or those of `players`."""
+    state = random_like(make)
+    params = {**state.params, **players}
+    return State(
+        step=jnp.zeros_like(state.step),
+        params=params,
+        ema={name: params.get(name, average) for name, average in state.ema.items()},
+        opt_state=jax.tree.map(jnp.zeros_like, state.opt_state),
+    )
+
+
 @pytest.fixture(scope="session")
 def frozen() -> dict[str, Any]:
     """Teacher and eyes; nothing is left at zero, which would make tests of gradients vacuous."""
-    weights = jax.jit(lambda key: denoiser.init(DIT_MODEL, SIZE, key))(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(weights)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [
-        leaf + 0.05 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    weights = jax.tree.unflatten(tree, leaves)
+    weights = random_like(lambda: denoiser.init(DIT_MODEL, SIZE, jax.random.key(0)))
     return {
         "teacher": weights["denoiser"],
         "text": weights["text"],

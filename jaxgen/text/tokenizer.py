@@ -9,8 +9,10 @@ lower case; a word is a run of letters, digits and the marks on them, and everyt
 separates words: "l'homme" is two words, and so is "red-haired".
 """
 
+import functools
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+import types
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,11 +49,9 @@ def build(words: Iterable[str] = (), french: int = 50_000, english: int = 20_000
     The ids 0 to 3 are padding, unknown, start and end; text that looks like one of these
     ("<end>") is read as plain words.
     """
-    vocabulary = {name: number for number, name in enumerate(SPECIAL)}
-    ranked = wordfreq.top_n_list("fr", french)
-    vocabulary |= {word: number for number, word in enumerate(ranked, len(SPECIAL))}
+    vocabulary = dict(_frequent(french, english))
     tokenizer = _word_level(vocabulary)
-    for text in itertools.chain(ranked, wordfreq.top_n_list("en", english), words):
+    for text in words:
         for word in split(tokenizer, text):
             vocabulary.setdefault(word, len(vocabulary))
     return _word_level(vocabulary)
@@ -91,7 +91,7 @@ def split(tokenizer: Tokenizer, text: str) -> list[str]:
 
     Of byte pairs the pieces that are merged apart: punctuation and each digit are words too.
     """
-    return [word for word, _ in _words(tokenizer, text)]
+    return [word for word, _ in _pieces(tokenizer, text)]
 
 
 def encode(
@@ -161,6 +161,19 @@ def check_prompt(
     return [f'prompt "{said}": {"; ".join(notes)}'] if notes else []
 
 
+@functools.cache
+def _frequent(french: int, english: int) -> Mapping[str, int]:
+    """The vocabulary before any data; every run of a plan begins with the same."""
+    vocabulary = {name: number for number, name in enumerate(SPECIAL)}
+    ranked = wordfreq.top_n_list("fr", french)
+    vocabulary |= {word: number for number, word in enumerate(ranked, len(SPECIAL))}
+    tokenizer = _word_level(vocabulary)
+    for text in itertools.chain(ranked, wordfreq.top_n_list("en", english)):
+        for word in split(tokenizer, text):
+            vocabulary.setdefault(word, len(vocabulary))
+    return types.MappingProxyType(vocabulary)
+
+
 def _word_level(vocabulary: dict[str, int]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[UNKNOWN]))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -174,12 +187,18 @@ def _word_level(vocabulary: dict[str, int]) -> Tokenizer:
 
 def _words(tokenizer: Tokenizer, text: str) -> list[tuple[str, list[int]]]:
     """The words of a text, normalised, each with its ids."""
-    normal, model = tokenizer.normalizer.normalize_str(text), tokenizer.model
-    # Byte pairs come as stand-ins for bytes, so that the word is read from the text.
     return [
-        (normal[start:end], [token.id for token in model.tokenize(piece)])
-        for piece, (start, end) in tokenizer.pre_tokenizer.pre_tokenize_str(normal)
+        (word, [token.id for token in tokenizer.model.tokenize(piece)])
+        for word, piece in _pieces(tokenizer, text)
     ]
+
+
+def _pieces(tokenizer: Tokenizer, text: str) -> list[tuple[str, str]]:
+    """The words of a text, normalised, each with what stands for it in the vocabulary."""
+    normal = tokenizer.normalizer.normalize_str(text)
+    # Byte pairs come as stand-ins for bytes, so that the word is read from the text.
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal)
+    return [(normal[start:end], piece) for piece, (start, end) in pieces]
 
 
 def _count(encoding: Encoding) -> int:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import state_like
 
 from jaxgen.diffusion import denoiser, distillation
 from jaxgen.diffusion import schedule as schedules
@@ -20,7 +21,8 @@ from jaxgen.pixels import to_unit
 
 @pytest.fixture(scope="module")
 def state(add_config: Add, frozen):
-    return jax.jit(functools.partial(add.init, add_config))(frozen, jax.random.key(0))
+    make = functools.partial(add.init, add_config, frozen, jax.random.key(0))
+    return state_like(make, student=frozen["teacher"])
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +32,26 @@ def x0(batch):
 
 @pytest.fixture(scope="module")
 def text(add_config: Add, frozen, batch):
-    return denoiser.encode(add_config.model, frozen["text"], batch["caption"])
+    encode = jax.jit(functools.partial(denoiser.encode, add_config.model))
+    return encode(frozen["text"], batch["caption"])
 
 
 def normal(name: str, like: jax.Array) -> jax.Array:
     return jax.random.normal(jax.random.key(sum(name.encode())), like.shape)
 
 
-def test_the_student_starts_as_the_teacher_or_at_random(add_config: Add, frozen, state) -> None:
-    jax.tree.map(np.testing.assert_array_equal, state.params["student"], frozen["teacher"])
+def test_the_student_starts_as_the_teacher_or_at_random(add_config: Add, frozen) -> None:
     random = dataclasses.replace(add_config, initialise="random")
-    other = jax.jit(functools.partial(add.init, random))(frozen, jax.random.key(0))
-    assert moved(other.params["student"], frozen["teacher"]) > 0.05
+
+    @jax.jit
+    def students(frozen):
+        states = [add.init(config, frozen, jax.random.key(0)) for config in (add_config, random)]
+        return [(state.params["student"], state.ema["student"]) for state in states]
+
+    (same, averaged), (other, _) = students(frozen)
+    jax.tree.map(np.testing.assert_array_equal, same, frozen["teacher"])
+    jax.tree.map(np.testing.assert_array_equal, averaged, same)
+    assert moved(other, frozen["teacher"]) > 0.05
 
 
 def test_student_timesteps_are_the_four_and_the_last_is_pure_noise(add_config: Add, x0) -> None:
@@ -94,8 +104,13 @@ def test_the_teacher_is_fed_the_student_output_noised_again(
 
     monkeypatch.setattr(denoiser, "predict_x0", predict)
     fake, eps, t = 0.5 * x0, normal("eps", x0), jnp.linspace(10.0, 999.0, len(x0))
-    add.teacher_target(add_config, frozen, fake, eps, t, text)
-    ((x_t, at),) = seen
+
+    @jax.jit
+    def run(frozen, fake, eps, t, text):
+        add.teacher_target(add_config, frozen, fake, eps, t, text)
+        return seen
+
+    ((x_t, at),) = run(frozen, fake, eps, t, text)
     alpha, sigma = add_config.model.schedule.at(t)
     expected = alpha[:, None, None, None] * fake + sigma[:, None, None, None] * eps
     np.testing.assert_allclose(x_t, expected, rtol=1e-6)
@@ -174,7 +189,7 @@ def step(add_config: Add):
 
 def moved(before, after) -> float:
     return max(
-        float(jnp.abs(a - b).max())
+        np.abs(np.asarray(a) - np.asarray(b)).max()
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     )
 
@@ -206,19 +221,22 @@ def test_one_batch_improves_the_measures_of_both_players(
 
 def test_judge_losses_have_the_right_signs(add_config: Add, frozen, state, x0, text) -> None:
     """Only judging differs: swapping real and fake swaps the two hinge terms."""
-    features, c_img = add.look(add_config, frozen["eyes"], x0)
-    other, _ = add.look(add_config, frozen["eyes"], -x0)
+    look = jax.jit(functools.partial(add.look, add_config))
+    features, c_img = look(frozen["eyes"], x0)
+    other, _ = look(frozen["eyes"], -x0)
     conditions = (text.pooled, c_img)
     params = state.params["judge"]
+    judge = jax.jit(Judge(add_config.judge).apply)
 
     def means(features):
-        logits = Judge(add_config.judge).apply({"params": params}, features, *conditions)
+        logits = judge({"params": params}, features, *conditions)
         return [
             (float(jnp.maximum(0, 1 - x).mean()), float(jnp.maximum(0, 1 + x).mean()))
             for x in logits
         ]
 
-    _, metrics = add.loss_of_judge(add_config, params, features, other, conditions)
+    loss = jax.jit(functools.partial(add.loss_of_judge, add_config))
+    _, metrics = loss(params, features, other, conditions)
     expected = sum(real for real, _ in means(features)) + sum(fake for _, fake in means(other))
     np.testing.assert_allclose(metrics["judge"], expected, rtol=1e-5)
     assert metrics["r1"] > 0

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import DIT_MODEL, SIZE, random_like
+from tiny import DIT_MODEL, SIZE, random_like, state_like
 
 from jaxgen.config import Data
 from jaxgen.diffusion import codec as codecs
@@ -34,7 +34,7 @@ LATENT_MODEL = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def codec() -> dict[str, Any]:
-    weights = jax.jit(functools.partial(codecs.init, CODEC))(jax.random.key(3))
+    weights = random_like(lambda: codecs.init(CODEC, jax.random.key(3)))
     return {**weights, "scale": jnp.asarray(1.7)}
 
 
@@ -57,9 +57,9 @@ def test_codes_computed_beforehand_are_those_of_the_mirrored_pictures(config, co
     clean = jax.jit(functools.partial(text_to_image.clean, config, {"codec": codec}))
     image, now = clean(batch, key)
     same, before = clean({**batch, **kept}, key)
-    np.testing.assert_array_equal(image, same)
+    np.testing.assert_allclose(image, same, atol=1e-6)
     np.testing.assert_allclose(now, before, atol=1e-5)
-    turned = np.any(np.asarray(image != to_unit(batch["image"])), axis=(1, 2, 3))
+    turned = np.any(np.abs(image - to_unit(batch["image"])) > 1e-3, axis=(1, 2, 3))
     assert 0 < turned.sum() < len(turned)
     assert now.shape == (len(image), SIZE // 2, SIZE // 2, 4)
 
@@ -105,11 +105,7 @@ def test_the_student_learns_through_the_decoder(
     weights = random_like(lambda: denoiser.init(LATENT_MODEL, config.side, jax.random.key(5)))
     held = {"teacher": weights["denoiser"], "text": weights["text"], "codec": codec}
     held["eyes"] = frozen["eyes"]
-    state = random_like(lambda: add.init(config, held, jax.random.key(7)))
-    state = dataclasses.replace(
-        state, params={**state.params, "student": held["teacher"]},
-        opt_state=jax.tree.map(jnp.zeros_like, state.opt_state), step=jnp.zeros((), jnp.int32),
-    )  # fmt: skip
+    state = state_like(lambda: add.init(config, held, jax.random.key(7)), student=held["teacher"])
     _, metrics = jax.jit(functools.partial(add.train_step, config))(state, held, batch)
 
     gradient = jax.jit(jax.grad(functools.partial(_whole_loss, config, state, held, batch)))(

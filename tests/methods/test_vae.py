@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import state_like
 
 from jaxgen.config import Data, Optimizer, Train
 from jaxgen.errors import UserError
@@ -44,7 +45,9 @@ def eyes():
 
 @pytest.fixture(scope="module")
 def state(eyes):
-    return jax.jit(functools.partial(vae.init, CONFIG))(eyes, jax.random.key(0))
+    state = state_like(functools.partial(vae.init, CONFIG, eyes, jax.random.key(0)))
+    unit = {"mean": jnp.zeros(()), "square": jnp.ones(())}
+    return state.replace(ema={**state.ema, "latents": unit})
 
 
 @pytest.fixture(scope="module")

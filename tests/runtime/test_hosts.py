@@ -56,12 +56,7 @@ class Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, "--config=config.py", "--name", name, *more],
                 cwd=folder,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(Path(__file__).parent.parent),
-                    "JAX_PLATFORMS": "cpu",
-                    "CORE": str(core),
-                },
+                env={**os.environ, "CORE": str(core)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from tiny import state_like
 
 from jaxgen import methods
 from jaxgen.config import Mesh
@@ -90,8 +91,7 @@ def test_two_steps_on_eight_devices_give_the_losses_of_one(
         "add": dataclasses.replace(add_config, judge=judge),
     }[name]
     method = methods.of(config)
-    start = functools.partial(method.init, config)
-    first = jax.device_get(jax.jit(start)(frozen, jax.random.key(0)))
+    first = state_like(functools.partial(method.init, config, frozen, jax.random.key(0)))
     losses = {}
     for shape in (Mesh(data=1), Mesh(data=4, fsdp=2)):
         mesh = meshes.make(shape, 8)
