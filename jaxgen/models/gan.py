@@ -1,8 +1,11 @@
 """The two networks of a text-conditioned GAN, after R3GAN (Huang et al. 2024, arXiv 2501.05441).
 
 No normalisation anywhere: residual blocks that start as the identity, leaky ReLU, bilinear
-resampling. Two departures: the 3x3 convolutions are not grouped, which XLA's CPU is slow at, so
-blocks are not widened inside either; and squares of pixels may become channels at the door.
+resampling. Departures: the 3x3 convolutions are not grouped, which XLA's CPU is slow at, so blocks
+are not widened inside either; squares of pixels may become channels at the door; and what is to be
+drawn reaches every cell of the generator's coarsest level and every block (Brock et al. 2019,
+BigGAN). There latent and class scale one learned picture, once: in small networks the same strokes
+then stand in the images of all captions.
 """
 
 import dataclasses
@@ -60,8 +63,8 @@ class GanConfig:
 class Generator(nn.Module):
     """Image from a latent and a pooled caption.
 
-    A learned picture of the coarsest level's side, its channels scaled by a linear map of latent
-    and caption, goes up through the levels. The output is linear, of variance about 1 at the start.
+    A linear map of latent and caption to the coarsest level goes up through the levels, every
+    block scaled by both. The output is linear, of variance about 1 at the start.
     """
 
     config: GanConfig
@@ -75,14 +78,13 @@ class Generator(nn.Module):
         c, widths = self.config, self.config.generator[::-1]
         side = self.size // (c.patch * 2 ** (len(widths) - 1))
         latent = jnp.concatenate([z, _linear(c.condition, name="caption")(pooled)], axis=-1)
-        basis = self.param("basis", nn.initializers.normal(1.0), (side, side, widths[0]))
-        scales = _linear(widths[0], name="latent")(latent)
-        x = einsum(basis, scales, "h w c, b c -> b h w c")
+        x = _linear(side * side * widths[0], name="latent")(latent)
+        x = rearrange(x, "b (h w c) -> b h w c", h=side, w=side)
         for level, width in enumerate(widths):
             if level:
                 x = upsampled(_linear(width, name=f"widen_{level}")(x))
             for block in range(c.blocks):
-                x = Block(c.blocks * len(widths), name=f"block_{level}_{block}")(x)
+                x = Block(c.blocks * len(widths), name=f"block_{level}_{block}")(x, latent)
         x = _linear(3 * c.patch**2, name="out")(x)
         return rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=c.patch, j=c.patch)
 
@@ -118,18 +120,25 @@ class Discriminator(nn.Module):
 class Block(nn.Module):
     """x + conv1(act(conv3(act(conv1(x))))), the identity at the start (Zhang et al. 2019, Fixup).
 
-    The last kernel is zero and the others' gain is L^(-1/4) times that of the activation, L being
-    the number of blocks in the network.
+    With a latent the 3x3 convolution's channels are scaled by 1 plus a linear map of it. The last
+    kernel is zero and the others' gain is L^(-1/4) times that of the activation, L being the number
+    of blocks in the network.
     """
 
     depth: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], latent: Float[Array, "b d"] | None = None
+    ) -> Float[Array, "b h w c"]:
         width, gain = x.shape[-1], math.sqrt(2 / (1 + SLOPE**2)) * self.depth**-0.25
         y = nn.leaky_relu(_linear(width, gain, bias=True, name="conv_1")(x), SLOPE)
         conv = nn.Conv(width, (3, 3), kernel_init=_scaled(gain), name="conv_2")
-        y = nn.leaky_relu(conv(y), SLOPE)
+        y = conv(y)
+        if latent is not None:
+            scales = 1 + _linear(width, name="latent")(latent)
+            y *= rearrange(scales, "b c -> b 1 1 c")
+        y = nn.leaky_relu(y, SLOPE)
         return x + _linear(width, gain=0.0, name="conv_3")(y)
 
 

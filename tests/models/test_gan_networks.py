@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from tiny import random_like
 
 from jaxgen.errors import UserError
 from jaxgen.models.gan import Discriminator, GanConfig, Generator, downsampled, upsampled
@@ -98,3 +99,18 @@ def test_sizes_that_do_not_fit_name_the_option():
     deep = dataclasses.replace(CONFIG, discriminator=(8, 8, 8, 8))
     with pytest.raises(UserError, match=r"multiple of 16.*4 levels of the discriminator"):
         deep.check(24)
+
+
+def test_every_block_of_the_generator_is_told_what_to_draw():
+    network: Any = Generator(CONFIG, SIZE)
+    params = random_like(lambda: network.init(jax.random.key(3), Z[:1], POOLED[:1]))["params"]
+    blocks = [name for name in params if name.startswith("block")]
+    assert len(blocks) == 2
+    image = network.apply({"params": params}, Z[:2], POOLED[:2])
+    for name in blocks:
+        deaf = dict(params)
+        deaf[name] = {
+            **params[name],
+            "latent": jax.tree.map(jnp.zeros_like, params[name]["latent"]),
+        }
+        assert not np.allclose(image, network.apply({"params": deaf}, Z[:2], POOLED[:2])), name
