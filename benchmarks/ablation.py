@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import ablation_report as reports
-from benchmarks import charts, machine, runs
+from benchmarks import ablation_report as told
+from benchmarks import machine, reports, runs
 from benchmarks.runs import Clock
 from jaxgen import config as configs
 from jaxgen import quality, stages
@@ -50,7 +50,7 @@ class Arm(NamedTuple):
 
 
 ARMS = (
-    Arm(reports.MAIN, "main"),
+    Arm(told.MAIN, "main"),
     Arm("adversarial only", "loss", ("--distillation=0",)),
     Arm("distillation only", "loss", ("--adversarial=0",)),
     Arm("random start", "start", ("--initialise=random",)),
@@ -144,7 +144,7 @@ def main() -> None:
             folder = Path(options.workdir) / f"{_slug(arm.name)}_{seed}"
             own = found.setdefault(arm.name, {"group": arm.group, "seeds": {}})
             own["arguments"] = " ".join(arm.arguments)
-            on_the_way = (arm.name, seed) == (reports.MAIN, 0)
+            on_the_way = (arm.name, seed) == (told.MAIN, 0)
             for steps in _stops(options) if on_the_way else [options.steps]:
                 _train(options, arm, seed, steps, folder, clock)
                 # Only now, for programs of ours would compete with the first training.
@@ -159,9 +159,9 @@ def main() -> None:
                     _write(options, eyes, found, curve)
         path = _path()
         report = json.loads(path.read_text(encoding="utf-8"))
-        print(reports.markdown(report))
+        print(told.markdown(report))
         print(f"numbers: {path}")
-        print(reports.draw(report, path.with_suffix(".png")))
+        print(told.draw(report, path.with_suffix(".png")))
 
 
 def _stops(options: Options) -> list[int]:
@@ -246,7 +246,7 @@ class _Eyes:
                 "another --grader"
             )
         found = {**by, "metrics": self._look(loaded, _once(loaded.config), seed)}
-        charts.write_json(kept, [*known, found])
+        reports.write([*known, found], kept)
         return found
 
     def _look(self, loaded: Loaded, sampler: Sampler, seed: int) -> dict[str, Any]:
@@ -288,11 +288,11 @@ def _write(
         "captions": min(options.samples, len(eyes.sources[0])),
         "arms": done,
         "curve": list(curve),
-        "log": logs.read(Path(options.workdir) / f"{_slug(reports.MAIN)}_0"),
-        "orderings": reports.orderings(done),
+        "log": logs.read(Path(options.workdir) / f"{_slug(told.MAIN)}_0"),
+        "orderings": told.orderings(done),
     }
-    charts.write_json(path, report)
-    path.with_suffix(".md").write_text(reports.markdown(report), encoding="utf-8")
+    reports.write(report, path)
+    path.with_suffix(".md").write_text(told.markdown(report), encoding="utf-8")
     print(f"{sum(len(arm['seeds']) for arm in done.values())} runs in {path}", flush=True)
 
 

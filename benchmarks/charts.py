@@ -1,8 +1,6 @@
-"""What all benchmarks share in writing: JSON that is whole or not there, and figures."""
+"""Figures as PNG files, the same bytes for the same numbers."""
 
 import importlib.util
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +8,6 @@ from typing import Any
 from jaxgen.errors import UserError
 
 MISSING = "no plot: matplotlib is missing; pip install 'jaxgen[benchmark]'"
-
-
-def write_json(path: Path, report: Any) -> None:
-    """The report as JSON, written whole or not at all; UserError where it cannot be."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror})") from None
 
 
 def figure(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> str:

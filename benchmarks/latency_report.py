@@ -1,14 +1,13 @@
 """What `latency` measured as comparisons, a table and a plot, each from the report alone."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import charts
 from benchmarks.reports import Report, figure, lines
-from jaxgen.errors import UserError
 
 PARTS = ("text", "denoise", "decode", "transfer", "dispatch")
 ON_DEVICE = PARTS[:3]
@@ -114,32 +113,26 @@ def title_of(report: Report) -> str:
 def draw(report: Report, path: Path) -> str:
     """Seconds per image, the speed-up, and where one step's time goes, as a PNG file.
 
-    Returns a line that says so. Without matplotlib nothing is drawn, and the line says that.
+    Returns a line that says so, or that matplotlib is missing.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        return "no plot: matplotlib is missing; pip install 'jaxgen[benchmark]'"
-    from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(13, 4.6), layout="constrained")
-    canvas.suptitle(title_of(report))
-    times, speed, split = canvas.subplots(1, 3)
-    batches = sorted({row["batch"] for row in report["measured"]}) or [1]
-    _draw_times(times, report)
-    _draw_speed(speed, report)
-    _draw_split(split, report)
-    for axes in (times, speed):
-        axes.set_xscale("log")
-        axes.set_xlabel("images at once")
-        axes.set_xticks(batches, [str(batch) for batch in batches])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend(fontsize="small")
-    try:
-        canvas.savefig(path, dpi=120)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror})") from None
-    return f"plot: {path}"
+    def fill(canvas: Any) -> None:
+        canvas.suptitle(title_of(report))
+        times, speed, split = canvas.subplots(1, 3)
+        batches = sorted({row["batch"] for row in report["measured"]}) or [1]
+        _draw_times(times, report)
+        _draw_speed(speed, report)
+        _draw_split(split, report)
+        for axes in (times, speed):
+            axes.set_xscale("log")
+            axes.set_xlabel("images at once")
+            axes.set_xticks(batches, [str(batch) for batch in batches])
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+            if axes.has_data():
+                axes.legend(fontsize="small")
+
+    return charts.figure(path, (13, 4.6), fill)
 
 
 def _draw_times(axes: Any, report: Report) -> None:

@@ -12,7 +12,6 @@ DRAWN = {
     "ablation": "ablation_report",
     "latency": "latency_report",
     "quality": "quality_report",
-    "sampling_latency": "sampling_report",
     "scaling": "scaling",
 }  # by a report's `benchmark`, the module here whose `draw` takes the report and the PNG's path
 HEALTHY = RESULTS / "cpu-2" / "add_metrics.jsonl"  # of docs/add.md

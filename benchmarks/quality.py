@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import machine, runs
-from benchmarks.charts import write_json
+from benchmarks import machine, reports, runs
 from benchmarks.quality_report import draw, markdown
 from benchmarks.runs import Budget, Clock, Spec
 from jaxgen import config as configs
@@ -118,7 +117,7 @@ def main() -> None:
             "targets": judged(found),
         }
         path = folder / "quality.json"
-        write_json(path, report)
+        reports.write(report, path)
         text = markdown(report)
         path.with_suffix(".md").write_text(text, encoding="utf-8")
         print(text)

@@ -16,7 +16,7 @@ from jaxgen.errors import UserError
 Report = dict[str, Any]
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: Report | list[Any], path: Path) -> None:
     """The report as JSON, written whole or not at all; UserError where it cannot be."""
     partial = path.with_name(f".{path.name}.partial")
     try:
