@@ -2,10 +2,9 @@
 
 Command:  python -m jaxgen.train --config=latent_diffusion
 Hardware: 2 CPU cores.
-Time:     37 minutes beside much other work, without the codec (the version below, which computes
-          as much).
-Result:   not trained yet. One with the noise levels of `diffusion`, which diffusers cannot open, drew
-          hearts, faces, carrot and apple of the 12 captions shown, blurred.
+Result:   not trained yet. One that computed as much, with the noise levels of `diffusion`, which
+          diffusers does not know, took 37 minutes beside much other work without the codec: of the
+          12 captions shown, hearts, faces, carrot and apple could be told, blurred.
 
 Its networks and noise levels are of Stable Diffusion's kinds, so that what is trained goes out by
 python -m jaxgen.export --run=runs/latent_diffusion --to=diffusers --out=FOLDER

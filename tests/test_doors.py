@@ -168,6 +168,7 @@ def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, refused) -> Callable[
     ("arguments", "words"),
     [
         (["--run=runs/nothing", "--prompt=cat"], "runs/nothing is no run folder"),
+        (["--weights=nowhere", "--prompt=cat"], "nor the model_index.json of published weights"),
         (["--run=runs/student"], "--prompt is missing"),
         (["--run=runs/student", "--prompt= "], "has no words"),
         (["--run=runs/student", "--prompt=cat", "--steps=0"], "1 to 1000"),
