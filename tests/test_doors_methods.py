@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import published
 import pytest
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
+
+from jaxgen.diffusion.sampler import Sampler
 
 HEAD = """
 import dataclasses
@@ -26,8 +30,22 @@ common = dict(
     shown=tuple(f"square {number}" for number in range(8)),
 )
 codec = AutoencoderConfig(block_out=(8, 8), layers=1, groups=4, mid_attention=False)
-latent = dataclasses.replace(model, dit=dataclasses.replace(model.dit, channels=4))
 one = dict(sampler_steps=1, guidance=1.0)
+"""
+# The networks of the latent configs that come with jaxgen, of one level, which compiles fast; and a
+# rate at which they say something after 4 steps.
+LATENT = """
+from jaxgen import config as configs
+small = dataclasses.replace
+like = configs.load("latent_diffusion").model
+text = small(like.text, width=16, layers=1, length=6)
+unet = small(
+    like.unet, block_out=(8,), attention=(False,), transformer_depth=(1,), heads=(2,),
+    context_width=16,
+)
+latent = small(like, text=text, unet=unet)
+hasty = dict(autoencoder=codec, model=latent) | one | common
+hasty |= dict(optimizer=Optimizer(learning_rate=3e-2, decay="constant", warmup=0))
 """
 CONFIGS = {
     "teacher": "config = Diffusion(name='teacher', model=model, **one, **common)",
@@ -49,9 +67,14 @@ config = Vae(
     discriminator=PatchDiscriminatorConfig(width=8, layers=1), **common,
 )
 """,
-    "latent": """
-config = Diffusion(
-    name='latent', codec='runs/vae', autoencoder=codec, model=latent, **one, **common,
+    "latent": LATENT + "config = Diffusion(name='latent', codec='runs/vae', **hasty)",
+    "add_latent": LATENT
+    + """
+from jaxgen.methods.add import Add
+from jaxgen.models.judge import JudgeConfig
+config = Add(
+    name='add_latent', teacher='runs/latent', codec="the teacher's", judge_optimizer=steady,
+    judge=JudgeConfig(taps=(0,), resize=32, augment=()), student_steps=1, **hasty,
 )
 """,
     "threshold": """
@@ -73,9 +96,10 @@ config = Diffusion(
 )
 """,
 }
+OUT = "add_latent"  # what is exported
 BOTH = """
 import sys
-from jaxgen import sample, train
+from jaxgen import export, sample, train
 for door, *arguments in {doors}:
     sys.argv = [door, *arguments]
     getattr(globals()[door], 'main')()
@@ -100,7 +124,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def doors(folder: Path, *commands: tuple[str, ...]) -> str:
     program = BOTH.format(doors=repr([list(command) for command in commands]))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "JAX_PLATFORMS": "cpu"}
+    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,
@@ -125,6 +150,7 @@ def test_trained_taken_up_again_and_sampled(name: str, folder: Path) -> None:
         (*train, "--train.steps=2"),
         (*train, "--train.steps=4"),
         ("sample", f"--run=runs/{name}", *asked, f"--out={name}.png"),
+        *([("export", f"--run=runs/{name}", "--to=diffusers", "--out=out")] if name == OUT else []),
     )
     assert "going on from the checkpoint of step 2" in said
     log = (folder / f"runs/{name}/metrics.jsonl").read_text().splitlines()
@@ -136,3 +162,17 @@ def test_trained_taken_up_again_and_sampled(name: str, folder: Path) -> None:
         assert len(list((folder / "data" / "drawn").rglob("*.array_record*"))) == 1
     if name == "latent":
         assert list((folder / "data" / ".once").rglob("codes.npy"))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
+@pytest.mark.parametrize("steps", [1, 50])
+def test_diffusers_draws_what_a_student_without_published_weights_draws(
+    steps: int, folder: Path
+) -> None:
+    theirs = DiffusionPipeline.from_pretrained(folder / "out")
+    theirs.set_progress_bar_config(disable=True)
+    prompts = ["square 3", "a red square number twelve, no circle"]  # some of it is cut
+    run = folder / "runs" / OUT
+    ours, expected = published.both(run, theirs, prompts, Sampler(solver="ddim", steps=steps))
+    np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
+    assert np.abs(expected[0] - expected[1]).max() > 5 / 255
