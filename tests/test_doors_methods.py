@@ -125,7 +125,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def doors(folder: Path, *commands: tuple[str, ...]) -> str:
     program = BOTH.format(doors=repr([list(command) for command in commands]))
     paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    # Of a number that every door takes, whatever its batch, as they share a process.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = flags
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,

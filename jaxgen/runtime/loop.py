@@ -83,7 +83,7 @@ def fit(
             done += 1
             if done == first:
                 jax.block_until_ready(metrics)
-                how = "loaded as compiled before" if cached() else "compiled"
+                how = "compiled before, loaded" if cached() else "compiled"
                 bar.say(f"{title}: {how} in {duration(time.monotonic() - clock)}")
                 clock, clocked = time.monotonic(), done
             preempted = checkpoints.preempted(done)
