@@ -2,6 +2,7 @@
 
 Command:  python -m jaxgen.train --config=add_latent
 Hardware: 2 CPU cores. Trains the codec (vae) and the teacher (latent_diffusion) first.
+Then:     python -m jaxgen.export --run=runs/add_latent --to=diffusers --out=FOLDER
 """
 
 import dataclasses
@@ -24,5 +25,7 @@ config = dataclasses.replace(
     autoencoder=teacher.autoencoder,
     model=teacher.model,
     guidance=teacher.guidance,
+    # As noisy as the range of add.py, whose schedule is another.
+    teacher_range=(0.5, 0.95),
     shown=teacher.shown,
 )

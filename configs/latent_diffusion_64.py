@@ -10,7 +10,8 @@ from jaxgen import config as configs
 from jaxgen.methods.diffusion import Diffusion
 from jaxgen.methods.vae import Vae
 
-pixels, codec = configs.load("diffusion_64"), configs.load("vae_64")
+small, pixels, codec = (configs.load(n) for n in ("latent_diffusion", "diffusion_64", "vae_64"))
+assert isinstance(small, Diffusion)
 assert isinstance(pixels, Diffusion)
 assert isinstance(codec, Vae)
 
@@ -21,8 +22,13 @@ config = dataclasses.replace(
     autoencoder=codec.autoencoder,
     model=dataclasses.replace(
         pixels.model,
+        text=dataclasses.replace(pixels.model.text, masked=False),
         unet=dataclasses.replace(
-            pixels.model.unet, channels=codec.autoencoder.latent_channels, patch=1
+            pixels.model.unet,
+            channels=codec.autoencoder.latent_channels,
+            patch=1,
+            added_width=0,
         ),
+        schedule=small.model.schedule,
     ),
 )

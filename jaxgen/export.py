@@ -9,8 +9,9 @@ from typing import Literal
 from safetensors import SafetensorError
 
 from jaxgen import config as configs
-from jaxgen import exported, stages
+from jaxgen import stages
 from jaxgen.errors import UserError, reported
+from jaxgen.exporting import forms
 from jaxgen.runtime import mesh as meshes
 
 
@@ -71,10 +72,10 @@ def main() -> None:
 
 def _written(loaded: stages.Loaded, folder: Path, options: Options) -> list[str]:
     if options.to == "diffusers":
-        return exported.diffusers(loaded, folder, options.dtype)
+        return forms.diffusers(loaded, folder, options.dtype)
     if options.to == "safetensors":
-        return exported.safetensors(loaded, folder, options.dtype)
-    return exported.stablehlo(loaded, folder, options.dtype, options.steps, options.guidance)
+        return forms.safetensors(loaded, folder, options.dtype)
+    return forms.stablehlo(loaded, folder, options.dtype, options.steps, options.guidance)
 
 
 if __name__ == "__main__":

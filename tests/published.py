@@ -1,6 +1,7 @@
 """Stable Diffusion's families in miniature: folders as diffusers writes them, random weights.
 
 Every layer kind of the full sizes is there. Nothing is at zero, where a wrong layer would not show.
+And what jaxgen and diffusers draw by the same weights, from the same noise.
 """
 
 import dataclasses
@@ -9,10 +10,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
@@ -20,8 +27,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
     EulerAncestralDiscreteScheduler,
 )
+from einops import rearrange
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from jaxgen import methods, stages
+from jaxgen.diffusion import sampler as samplers
+from jaxgen.diffusion.sampler import Sampler
+from jaxgen.text import tokenizer as words
 
 LEVELS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
           "beta_end": 0.012, "steps_offset": 1}  # fmt: skip
@@ -125,6 +138,75 @@ def write(folder: Path, kind: Family) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+@functools.cache
+def program(run: Path) -> tuple[stages.Loaded, Any]:
+    """A run, or published weights, and what draws by them: compiled once for all tests."""
+    loaded = stages.read(run)
+    sample = functools.partial(methods.of(loaded.config).sample, loaded.config)
+    return loaded, jax.jit(sample, static_argnums=3)
+
+
+def both(
+    run: Path,
+    theirs: Any,
+    prompts: list[str],
+    sampler: Sampler,
+    negative: str = "",
+    start: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What jaxgen draws by a run and diffusers by a pipeline, from the same noise: shares of white.
+
+    `start` are uint8 images to start from, of which diffusers then takes the mean codes too.
+    """
+    loaded, draw = program(run)
+    config: Any = loaded.config
+    count = len(prompts)
+    more: dict[str, Any] = {} if start is None else {"start": start}
+    asked: dict[str, Any] = {}
+    if negative:
+        asked["negative_prompt"] = [negative] * count
+        more["negative"] = words.encode(loaded.tokenizer, [negative] * count, config.caption_length)
+    key = jax.random.key(3)
+    ids = words.encode(loaded.tokenizer, prompts, config.caption_length)
+    ours = np.asarray(draw(loaded.weights, key, ids, sampler, **more))
+
+    noise_key, sampler_key = jax.random.split(key)
+    shape = (count, config.side, config.side, config.autoencoder.latent_channels)
+    keys = [noise_key, *(jax.random.fold_in(sampler_key, i) for i in range(sampler.steps))]
+    draws = (jax.random.normal(key, shape) for key in keys)
+    noises = (torch.tensor(np.asarray(rearrange(d, "b h w c -> b c h w"))) for d in draws)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (
+            "schedulers.scheduling_euler_ancestral_discrete",
+            "pipelines.stable_diffusion.pipeline_stable_diffusion_img2img",
+        ):
+            patch.setattr(f"diffusers.{module}.randn_tensor", lambda *_, **__: next(noises))
+        if start is None:
+            first = next(noises)
+            if sampler.solver == "ddim":  # its first x is the noise itself
+                first *= float(samplers.plan(sampler, config.model.schedule).sigma[0])
+            asked["latents"] = first
+        else:
+            asked |= {"image": np.float32(start) / 255, "strength": sampler.strength}
+            theirs = StableDiffusionImg2ImgPipeline(
+                **theirs.components, requires_safety_checker=False
+            )
+            theirs.set_progress_bar_config(disable=True)
+            patch.setattr(
+                "diffusers.models.autoencoders.vae.randn_tensor",
+                lambda shape, **_: torch.zeros(shape),
+            )
+        expected = theirs(
+            prompts,
+            num_inference_steps=sampler.steps,
+            guidance_scale=sampler.guidance,
+            output_type="np",
+            **asked,
+        ).images
+    assert expected.std() > 0.02
+    return ours / 255, expected
 
 
 def tokenizer(padding: str) -> CLIPTokenizer:

@@ -169,6 +169,7 @@ def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
     ("arguments", "words"),
     [
         (["--run=runs/nothing", "--prompt=cat"], "runs/nothing is no run folder"),
+        (["--weights=nowhere", "--prompt=cat"], "nor the model_index.json of published weights"),
         (["--run=runs/student"], "--prompt is missing"),
         (["--run=runs/student", "--prompt= "], "has no words"),
         (["--run=runs/student", "--prompt=cat", "--steps=0"], "1 to 1000"),

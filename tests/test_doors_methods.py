@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import published
 import pytest
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
+
+from jaxgen.diffusion.sampler import Sampler
 
 SHOWN = ("square", "round") * 4
 HEAD = f"""
@@ -25,9 +29,23 @@ common = dict(
     optimizer=steady,
     shown={SHOWN},
 )
-codec = AutoencoderConfig(patch=2, block_out=(8,), layers=1, groups=4, mid_attention=False)
-latent = dataclasses.replace(model, dit=dataclasses.replace(model.dit, channels=4))
+codec = AutoencoderConfig(block_out=(8, 8), layers=1, groups=4, mid_attention=False)
 one = dict(sampler_steps=1, guidance=1.0)
+"""
+# The networks of the latent configs that come with jaxgen, of one level, which compiles fast; and a
+# rate at which they say something after 4 steps.
+LATENT = """
+from jaxgen import config as configs
+small = dataclasses.replace
+like = configs.load("latent_diffusion").model
+text = small(like.text, width=16, layers=1, length=6)
+unet = small(
+    like.unet, block_out=(8,), attention=(False,), transformer_depth=(1,), heads=(2,),
+    context_width=16,
+)
+latent = small(like, text=text, unet=unet)
+hasty = dict(autoencoder=codec, model=latent) | one | common
+hasty |= dict(optimizer=Optimizer(learning_rate=3e-2, decay="constant", warmup=0))
 """
 CONFIGS = {
     "teacher": "config = Diffusion(name='teacher', model=model, **one, **common)",
@@ -49,9 +67,14 @@ config = Vae(
     discriminator=PatchDiscriminatorConfig(width=8, layers=1), **common,
 )
 """,
-    "latent": """
-config = Diffusion(
-    name='latent', codec='runs/vae', autoencoder=codec, model=latent, **one, **common,
+    "latent": LATENT + "config = Diffusion(name='latent', codec='runs/vae', **hasty)",
+    "add_latent": LATENT
+    + """
+from jaxgen.methods.add import Add
+from jaxgen.models.judge import JudgeConfig
+config = Add(
+    name='add_latent', teacher='runs/latent', codec="the teacher's", judge_optimizer=steady,
+    judge=JudgeConfig(taps=(0,), resize=32, augment=()), student_steps=1, **hasty,
 )
 """,
     "threshold": """
@@ -73,6 +96,7 @@ config = Diffusion(
 )
 """,
 }
+OUT = "add_latent"  # what is exported
 # One process for all: most of what each would do is to import and to compile the same again. What
 # a run leaves that is killed after its second step is there when the last checkpoint and the
 # weights are not.
@@ -98,6 +122,8 @@ for name, asked in {asked}.items():
             (run / "model.safetensors").unlink()
             door("train", "--config=" + name + ".py")
             door("sample", "--run=" + str(run), *asked, "--out=" + name + ".png")
+            if name == "{out}":
+                door("export", "--run=" + str(run), "--to=diffusers", "--out=out")
             print("well done")
         except BaseException:
             traceback.print_exc()
@@ -127,7 +153,7 @@ def said(folder: Path) -> dict[str, str]:
     # As many as a batch, and as are shown: what is compiled once serves everywhere.
     asked = {name: [f"--prompt={text}" for text in SHOWN] for name in CONFIGS}
     asked["vae"] = [f"--image=pictures/{number}.png" for number in range(8)]
-    program = PROGRAM.format(asked=asked)
+    program = PROGRAM.format(asked=asked, out=OUT)
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
     return {name: (folder / f"{name}.log").read_text() for name in CONFIGS}
 
@@ -145,3 +171,17 @@ def test_trained_taken_up_again_and_sampled(name: str, folder: Path, said: dict[
         assert len(list((folder / "data" / "drawn").rglob("*.array_record*"))) == 1
     if name == "latent":
         assert list((folder / "data" / ".once").rglob("codes.npy"))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
+@pytest.mark.parametrize("steps", [1, 50])
+def test_diffusers_draws_what_a_student_without_published_weights_draws(
+    steps: int, folder: Path
+) -> None:
+    theirs = DiffusionPipeline.from_pretrained(folder / "out")
+    theirs.set_progress_bar_config(disable=True)
+    prompts = ["square 3", "a red square number twelve, no circle"]  # some of it is cut
+    run = folder / "runs" / OUT
+    ours, expected = published.both(run, theirs, prompts, Sampler(solver="ddim", steps=steps))
+    np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
+    assert np.abs(expected[0] - expected[1]).max() > 5 / 255

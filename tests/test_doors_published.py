@@ -1,6 +1,5 @@
 """From a folder of diffusers to a one-step student and back: trained, exported, opened there."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -10,9 +9,7 @@ import jax
 import numpy as np
 import published
 import pytest
-import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from einops import rearrange
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -83,24 +80,6 @@ def student(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def loaded(student) -> stages.Loaded:
-    return stages.read(student / "runs" / "student")
-
-
-@pytest.fixture(scope="module")
-def draw(loaded):
-    """Draws as jaxgen does, from a key, prompts and a sampler: each is compiled once."""
-    sample = functools.partial(methods.of(loaded.config).sample, loaded.config)
-    program = jax.jit(sample, static_argnums=3)
-
-    def draw(key: jax.Array, prompts: list[str], sampler: Sampler) -> np.ndarray:
-        ids = words.encode(loaded.tokenizer, prompts, 77)
-        return np.asarray(program(loaded.weights, key, ids, sampler))
-
-    return draw
-
-
 def test_published_weights_are_sampled_with_every_option(student):
     with Image.open(student / "sample.png") as image:
         assert image.size == (24, 24)
@@ -124,7 +103,7 @@ def test_one_file_has_every_tensor(student):
         np.testing.assert_array_equal(flat[name], tensor, err_msg=name)
 
 
-def test_the_program_draws_without_jaxgen_what_jaxgen_draws(student, loaded, draw):
+def test_the_program_draws_without_jaxgen_what_jaxgen_draws(student):
     """Through the script that is written beside it, for two prompts, in a process of its own."""
     folder = student / "program"
     assert "jaxgen" not in "".join(
@@ -137,32 +116,19 @@ def test_the_program_draws_without_jaxgen_what_jaxgen_draws(student, loaded, dra
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     drawn = np.stack([np.asarray(Image.open(folder / f"drawn_{n}.png")) for n in range(2)])
+    loaded, draw = published.program(student / "runs" / "student")
+    assert loaded.step == 3
+    ids = words.encode(loaded.tokenizer, prompts, 77)
     sampler = next(iter(methods.of(loaded.config).samplers(loaded.config).values()))
-    ours = draw(jax.random.key(5), prompts, sampler)
+    ours = np.asarray(draw(loaded.weights, jax.random.key(5), ids, sampler))
     assert np.abs(drawn.astype(int) - ours).max() <= 1
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_diffusers_draws_what_the_student_draws(student, loaded, draw, monkeypatch, steps):
-    assert loaded.step == 3
+def test_diffusers_draws_what_the_student_draws(student, steps):
     sampler = Sampler(solver="euler_ancestral", steps=steps)
-    prompts, key = ["a red heart", "12 lemons"], jax.random.key(1)
-    ours = draw(key, prompts, sampler)
-
     theirs = DiffusionPipeline.from_pretrained(student / "student")
     theirs.set_progress_bar_config(disable=True)
-    noise_key, sampler_key = jax.random.split(key)
-    shape = (2, 8, 8, 4)
-    draws = [jax.random.normal(noise_key, shape)]
-    draws += [jax.random.normal(jax.random.fold_in(sampler_key, i), shape) for i in range(steps)]
-    first, *others = [torch.tensor(np.asarray(rearrange(d, "b h w c -> b c h w"))) for d in draws]
-    later = iter(others)
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
-        lambda *_, **__: next(later),
-    )
-    expected = theirs(
-        prompts, num_inference_steps=steps, guidance_scale=0.0, latents=first, output_type="np"
-    ).images
-    assert expected.std() > 0.02
-    np.testing.assert_allclose(ours / 255, expected, atol=1.01 / 255)
+    prompts = ["a red heart", "12 lemons"]
+    ours, expected = published.both(student / "runs" / "student", theirs, prompts, sampler)
+    np.testing.assert_allclose(ours, expected, atol=1.01 / 255)

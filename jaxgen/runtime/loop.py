@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxgen.errors import EXIT_AGAIN, EXIT_INTERRUPTED, UserError
+from jaxgen.runtime import compiled
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog
@@ -65,19 +66,25 @@ def fit(
     if done >= steps:
         return state
     log = open_log(done)
-    compiled = program(train_step, state, mesh)
+    step = program(train_step, state, mesh)
     pending: list[Metrics] = []
     since_save: list[float] = []
-    with Bar(title, steps, done) as bar, _stop_flag() as stop, contextlib.closing(log):
+    with (
+        Bar(title, steps, done) as bar,
+        _stop_flag() as stop,
+        contextlib.closing(log),
+        compiled.cached() as cached,
+    ):
         bar.say(f"{title}: compiling the train step")
         clock, clocked, first = time.monotonic(), done, done + 1
         while done < steps:
-            state, metrics = compiled(state, frozen, meshes.put_batch(mesh, next(data)))
+            state, metrics = step(state, frozen, meshes.put_batch(mesh, next(data)))
             pending.append(metrics)
             done += 1
             if done == first:
                 jax.block_until_ready(metrics)
-                bar.say(f"{title}: compiled in {duration(time.monotonic() - clock)}")
+                how = "compiled before, loaded" if cached() else "compiled"
+                bar.say(f"{title}: {how} in {duration(time.monotonic() - clock)}")
                 clock, clocked = time.monotonic(), done
             preempted = checkpoints.preempted(done)
             stopped = preempted or (stop.code if jax.process_count() == 1 else 0)

@@ -15,7 +15,7 @@ from jaxgen import storage
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
 from jaxgen.runtime import hosts, lease
-from jaxgen.weights import files
+from jaxgen.weights import files, pipelines
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -62,7 +62,7 @@ def opened(
 
 def description(folder: Path) -> tuple[str, Any, str]:
     """(method, config as JSON values, tokenizer as JSON) of a run or weights folder."""
-    sought = CONFIG
+    sought = f"{CONFIG}, nor the {pipelines.INDEX} of published weights"
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         sought = TOKENIZER

@@ -111,7 +111,7 @@ def describe(folder: Path) -> tuple[Pipeline, Tokenizer]:
 
 
 def _described(folder: Path) -> tuple[Pipeline, Tokenizer]:
-    _check_index(folder)
+    index = _index(folder)
     tokenizers = [folder / "tokenizer"]
     config: dict[str, Any] = {
         name: _json(folder / name / "config.json") for name in ("unet", "vae")
@@ -119,7 +119,7 @@ def _described(folder: Path) -> tuple[Pipeline, Tokenizer]:
     unet = layouts.unet(config["unet"], str(folder / "unet"))
     autoencoder, scale = layouts.autoencoder(config["vae"], str(folder / "vae"))
     names = ["text_encoder"]
-    if "text_encoder_2" in _PIPELINES[_json(folder / INDEX)["_class_name"]]:
+    if "text_encoder_2" in _PIPELINES[index["_class_name"]]:
         names.append("text_encoder_2")
         tokenizers.append(folder / "tokenizer_2")
     read = [clip.read(path) for path in tokenizers]
@@ -142,7 +142,7 @@ def _described(folder: Path) -> tuple[Pipeline, Tokenizer]:
         text=texts[0],
         text_2=texts[1] if len(texts) > 1 else None,
         time_ids=(size, size, 0, 0, size, size) if unet.added_width else (),
-        zero_empty=bool(_json(folder / INDEX).get("force_zeros_for_empty_prompt", False)),
+        zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         unet=unet,
         schedule=schedule,
         prediction=prediction,
@@ -156,9 +156,8 @@ def _described(folder: Path) -> tuple[Pipeline, Tokenizer]:
 
 def files_of(folder: Path) -> list[Path]:
     """Every file that `load` reads, in order."""
-    parts = _PIPELINES[_json(folder / INDEX)["_class_name"]]
     found = [folder / INDEX]
-    for part in parts:
+    for part in _PIPELINES[_index(folder)["_class_name"]]:
         found += sorted(
             file for file in (folder / part).iterdir() if file.suffix in (".json", ".txt")
         )
@@ -167,7 +166,8 @@ def files_of(folder: Path) -> list[Path]:
     return found
 
 
-def _check_index(folder: Path) -> None:
+def _index(folder: Path) -> dict[str, Any]:
+    """What model_index.json says, checked."""
     index = _json(folder / INDEX)
     kind = index.get("_class_name")
     if kind not in _PIPELINES:
@@ -181,6 +181,7 @@ def _check_index(folder: Path) -> None:
             raise UserError(
                 f"{folder / INDEX}: {name} is a {found}; jaxgen has {' or '.join(_CLASSES[name])}"
             )
+    return index
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -6,12 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import published
 import pytest
-import torch
-from einops import rearrange
 from flax.traverse_util import flatten_dict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 from jaxgen import config as configs
 from jaxgen import methods, stages
 from jaxgen.config import Mesh
-from jaxgen.diffusion import sampler as samplers
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.diffusion.schedule import Schedule
@@ -28,7 +24,6 @@ from jaxgen.errors import UserError
 from jaxgen.models.autoencoder import SD_AUTOENCODER
 from jaxgen.models.unet import SD15_UNET, SD21_UNET, SDXL_UNET
 from jaxgen.runtime import mesh as meshes
-from jaxgen.text import tokenizer as words
 from jaxgen.text.encoder import CLIP_L, OPENCLIP_BIGG, OPENCLIP_H
 from jaxgen.weights import hub, layouts, outward, pipelines
 
@@ -49,18 +44,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("family", "sampler", "negative"),
+    ("family", "sampler", "negative", "start"),
     [
-        ("sd15", Sampler(steps=20, guidance=5.0), ""),
-        ("sd21", Sampler(steps=20, guidance=5.0), "lemons"),
-        ("sd-turbo", Sampler(steps=1, solver="euler_ancestral"), ""),
-        ("sdxl", Sampler(steps=20, guidance=5.0), ""),
+        ("sd15", Sampler(steps=20, guidance=5.0), "", False),
+        ("sd21", Sampler(steps=20, guidance=5.0, strength=0.57), "lemons", True),
+        ("sd-turbo", Sampler(steps=1, solver="euler_ancestral"), "", False),
+        ("sdxl", Sampler(steps=20, guidance=5.0), "", False),
     ],
-    ids=["sd15-ddim", "sd21-ddim-negative", "turbo-one", "sdxl-ddim"],
+    ids=["sd15-ddim", "sd21-ddim-negative-from-images", "turbo-one", "sdxl-ddim"],
 )
-def test_draws_what_diffusers_draws(folder, monkeypatch, family, sampler, negative):
+def test_draws_what_diffusers_draws(folder, family, sampler, negative, start):
     path, theirs = folder(family)
-    ours, expected = _both(monkeypatch, path, theirs, PROMPTS, sampler, negative)
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8) if start else None
+    ours, expected = published.both(path, theirs, PROMPTS, sampler, negative, images)
     np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
     if sampler.steps == 20:  # the caption says something
         assert np.abs(expected[0] - expected[1]).max() > 5 / 255
@@ -107,52 +103,12 @@ def families(draw) -> published.Family:
 
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(kind=families(), batch=st.integers(1, 3))
-def test_any_shape_draws_what_diffusers_draws(tmp_path_factory, monkeypatch, kind, batch):
+def test_any_shape_draws_what_diffusers_draws(tmp_path_factory, kind, batch):
     path = tmp_path_factory.mktemp("any")
     theirs = published.write(path, kind)
     prompts = ["a red heart", "lemons", "un cœur"][:batch]
-    ours, expected = _both(monkeypatch, path, theirs, prompts, Sampler(steps=1), "")
+    ours, expected = published.both(path, theirs, prompts, Sampler(steps=1))
     np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
-
-
-def _both(monkeypatch, path, theirs, prompts, sampler, negative):
-    """What jaxgen and diffusers draw from the same noise, as shares of white."""
-    loaded = stages.read(path)
-    config, method = loaded.config, methods.of(loaded.config)
-    key = jax.random.key(3)
-    ids = words.encode(loaded.tokenizer, prompts, config.caption_length)
-    more = {}
-    if negative:
-        negatives = [negative] * len(prompts)
-        more["negative"] = words.encode(loaded.tokenizer, negatives, config.caption_length)
-    program = jax.jit(functools.partial(method.sample, config), static_argnums=3)
-    ours = np.asarray(program(loaded.weights, key, ids, sampler, **more))
-
-    noise_key, sampler_key = jax.random.split(key)
-    side = config.side
-    draws = [jax.random.normal(noise_key, (len(prompts), side, side, 4))]
-    draws += [
-        jax.random.normal(jax.random.fold_in(sampler_key, i), draws[0].shape)
-        for i in range(sampler.steps)
-    ]
-    first, *others = [torch.tensor(np.asarray(rearrange(d, "b h w c -> b c h w"))) for d in draws]
-    later = iter(others)
-    if sampler.solver == "ddim":  # its first x is the noise itself, ours has the schedule's sigma
-        first = first * float(samplers.plan(sampler, config.model.schedule).sigma[0])
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
-        lambda *_, **__: next(later),
-    )
-    expected = theirs(
-        prompts,
-        negative_prompt=[negative] * len(prompts) if negative else None,
-        num_inference_steps=sampler.steps,
-        guidance_scale=sampler.guidance,
-        latents=first,
-        output_type="np",
-    ).images
-    assert expected.std() > 0.02
-    return ours / 255, expected
 
 
 def test_every_way_of_saving_reads_the_same(folder, tmp_path):
@@ -246,6 +202,14 @@ def test_each_config_accepts_the_weights_that_it_is_for(name, unet, texts):
     teacher = dataclasses.replace(teacher, model=other)
     with pytest.raises(UserError, match=r"model.prediction is epsilon, that of the teacher T is v"):
         config.accept("teacher", teacher, "T")
+
+
+@pytest.mark.parametrize("name", ["latent_diffusion", "add_latent"])
+@pytest.mark.parametrize("wider", ["", "_64"])
+def test_what_our_latent_configs_train_goes_out(name, wider):
+    config = configs.load(name + wider)
+    config.check()
+    outward.check(config.pipeline({"codec": {"scale": 1.0}}))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("half", [True, False])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from jaxgen import config as configs
-from jaxgen import methods, standalone
+from jaxgen import methods
 from jaxgen.errors import UserError
+from jaxgen.exporting import draw
 from jaxgen.stages import Loaded
 from jaxgen.text import tokenizer as words
 from jaxgen.weights import outward
@@ -24,7 +26,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS, TOKENIZER, PROGRAM, FACTS = (
     "weights.safetensors", "tokenizer.json", "program.stablehlo", "program.json",
 )  # fmt: skip
-RUNNER = "draw.py"
+RUNNER = Path(draw.__file__)
 
 
 def diffusers(loaded: Loaded, folder: Path, dtype: str) -> list[str]:
@@ -74,7 +76,7 @@ def stablehlo(
     method.check_sampler(config, sampler)
     length = config.caption_length
 
-    def draw(tensors: dict[str, Any], seed: Any, ids: Any) -> Any:
+    def images(tensors: dict[str, Any], seed: Any, ids: Any) -> Any:
         weights = unflatten_dict({n: a.astype(jnp.float32) for n, a in tensors.items()}, sep=".")
         return method.sample(config, weights, jax.random.key(seed), ids, sampler)
 
@@ -85,14 +87,14 @@ def stablehlo(
         jax.ShapeDtypeStruct((), jnp.uint32),
         jax.ShapeDtypeStruct((batch, length), jnp.int32),
     )
-    program = jax.export.export(jax.jit(draw), platforms=PLATFORMS)(*shapes)
+    program = jax.export.export(jax.jit(images), platforms=PLATFORMS)(*shapes)
     (folder / PROGRAM).write_bytes(program.serialize())
     _tokenizer(loaded, folder)
     empty = words.encode(loaded.tokenizer, [""], length)[0]
     facts = {"length": length, "empty": empty.tolist(), "sampler": dataclasses.asdict(sampler),
              "size": config.data.size, "run": loaded.folder.name}  # fmt: skip
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (folder / RUNNER).write_text(Path(standalone.__file__).read_text("utf-8"), "utf-8")
+    shutil.copyfile(RUNNER, folder / RUNNER.name)
     begun = time.monotonic()
     read = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
     ready = time.monotonic()
@@ -101,7 +103,7 @@ def stablehlo(
     return [
         f"program: {size / 1e3:.0f} kB without weights, {ready - begun:.2f} s to load, "
         f"{time.monotonic() - ready:.1f} s for the first call, compiling among it",
-        f"draw without jaxgen: python {RUNNER} --prompt … in that folder",
+        f"draw without jaxgen: python {RUNNER.name} --prompt … in that folder",
     ]
 
 

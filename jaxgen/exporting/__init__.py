@@ -1,0 +1,1 @@
+"""What other tools open: the forms that a run goes out in, and what draws without jaxgen."""
