@@ -25,7 +25,7 @@ from jaxgen.runtime import costs, loop, topologies
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.costs import Costs, Memory
 from jaxgen.runtime.topologies import Slice
-from jaxgen.state import State, stream
+from jaxgen.state import State
 from jaxgen.text import tokenizer as words
 
 TOPOLOGY = "v5e:2x4"
@@ -71,10 +71,10 @@ def mesh_of(config: Experiment, devices: Sequence[Any]) -> jax.sharding.Mesh:
 
 def train_step(config: Experiment, place: Slice, mesh: jax.sharding.Mesh) -> Compiled:
     """The train step as `jaxgen.runtime.loop.fit` compiles it."""
-    config, method = _resolved(config)
+    config, _ = _resolved(config)
     frozen, state = _arguments(config, mesh)
     batch = _batch(config, mesh, frozen)
-    program = loop.program(functools.partial(method.train_step, config), state, mesh)
+    program = loop.program(methods.programs(config)[1], state, mesh)
     kinds = {
         "parameters": state.params,
         "average (EMA)": state.ema,
@@ -158,14 +158,9 @@ def _resolved(config: Experiment) -> tuple[Any, Any]:
 
 def _arguments(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, State]:
     """Shapes of the frozen networks and the state, each where the loop would put it."""
-    method = methods.of(config)
-    frozen = stages.frozen_shapes(config)
+    frozen = jax.eval_shape(functools.partial(methods.seeded, config), stages.frozen_shapes(config))
     frozen = meshes.shaped(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
-
-    def init(frozen: Any) -> State:
-        return method.init(config, frozen, stream(config.seed, 0, "init"))
-
-    state = jax.eval_shape(init, frozen)
+    state = jax.eval_shape(methods.programs(config)[0], frozen)
     return frozen, meshes.shaped(state, meshes.over_parameters(mesh, state, config.mesh.rules))
 
 

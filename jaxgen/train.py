@@ -1,7 +1,6 @@
 """python -m jaxgen.train --config=add: trains what a config says, and first what it needs."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -86,8 +85,7 @@ def _train(stage: Stage) -> None:
     mesh = meshes.make(config.mesh, config.train.batch)
     frozen = method.frozen(config, filled)
     beside = _once(config, method, frozen, learnt)
-    # Given to the program, not built into it: another seed is then no other program to compile.
-    frozen = {**frozen, "seed": np.uint32(config.seed)}
+    frozen = methods.seeded(config, frozen)
     frozen = meshes.put(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
     fingerprint = stages.fingerprint(config, filled, learnt.fingerprint)
     description = (config, methods.name(config), tokenizer, source.labels, fingerprint)
@@ -98,14 +96,13 @@ def _train(stage: Stage) -> None:
         ) as checkpoints,
     ):
         show = _Show(config, method, mesh, frozen, source, tokenizer, folder / "samples")
+        init, train_step = methods.programs(config)
         state = loop.fit(
             title=config.name,
             mesh=mesh,
             rules=config.mesh.rules,
-            init=lambda frozen: method.init(config, frozen, stream(frozen["seed"], 0, "init")),
-            train_step=lambda state, frozen, batch: method.train_step(
-                _seeded(config, frozen), state, frozen, batch
-            ),
+            init=init,
+            train_step=train_step,
             frozen=frozen,
             data=iterate(_batches(config, learnt, tokenizer, beside)),
             steps=config.train.steps,
@@ -124,11 +121,6 @@ def _train(stage: Stage) -> None:
         if hosts.is_first() and hasattr(method, "reconstruct"):
             _reconstruct(config, method, weights, source, folder)
         run.save_weights(folder, weights, int(state.step))
-
-
-def _seeded(config: Experiment, frozen: Any) -> Any:
-    """The config with the seed that the program was given."""
-    return dataclasses.replace(config, seed=frozen["seed"])
 
 
 def _grade(config: Experiment, method: ModuleType, weights: Any, folder: Path) -> None:

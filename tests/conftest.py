@@ -19,7 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or a TPU is looked for wherever
 # For processes that tests start: the modules beside this file, and this copy of jaxgen. And what
 # they compile is kept for the next one in their folder also where it takes but a moment.
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+    (*map(str, Path(__file__).parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")]))
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # PyTorch's threads wait for each other by spinning, which costs its small networks five times the

@@ -1,6 +1,7 @@
 """The command lines, as a user runs them: in processes of their own, on pictures of their own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -194,10 +195,11 @@ def test_train_refuses_a_folder_that_cannot_be_made(folder: Path, trained, refus
         assert f"--workdir {where}: {folder}/file is no folder" in line
 
 
-def start(folder: Path, name: str, *more: str) -> subprocess.Popen:
+def start(folder: Path, name: str, cache: bool = True) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxgen.train", "--config=teacher.py", f"--name={name}", *more],
+        [sys.executable, "-m", "jaxgen.train", "--config=teacher.py", f"--name={name}"],
         cwd=folder,
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": str(cache)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -222,7 +224,7 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
 
 def test_killed_and_resumed_is_bit_for_bit_undisturbed(folder: Path, trained, refused) -> None:
     """And while the run lasts, even stopped, another process is refused its folder."""
-    finish(start(folder, "whole"))
+    finish(start(folder, "whole", cache=False))  # so that it is compiled once more too
     killed = start(folder, "killed")
     try:
         wait_for(killed, folder / "runs/killed", 23)

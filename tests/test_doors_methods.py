@@ -1,6 +1,7 @@
 """Every method through the doors: trained, taken up again, sampled; all in one other process."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +155,10 @@ def said(folder: Path) -> dict[str, str]:
     asked = {name: [f"--prompt={text}" for text in SHOWN] for name in CONFIGS}
     asked["vae"] = [f"--image=pictures/{number}.png" for number in range(8)]
     program = PROGRAM.format(asked=asked, out=OUT)
-    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
+    # Of a number that every door takes, whatever its batch, as they share a process.
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags}
+    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, env=environment)
     return {name: (folder / f"{name}.log").read_text() for name in CONFIGS}
 
 

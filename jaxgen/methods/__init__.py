@@ -6,13 +6,18 @@ weights(config, state, frozen)                  -> what sampling needs
 sample(config, weights, key, caption, sampler)  -> uint8 images
 """
 
+import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
+from jaxgen.state import Batch, Metrics, State, stream
 
 CONFIGS = {
     "add": "Add",
@@ -28,6 +33,31 @@ CONFIGS = {
 def of(config: Experiment) -> ModuleType:
     """The module of the functions that belong to a config."""
     return importlib.import_module(type(config).__module__)
+
+
+def seeded(config: Experiment, frozen: Any) -> dict[str, Any]:
+    """The frozen networks and, beside them, the seed: what `programs` take for `frozen`."""
+    return {**frozen, "seed": np.uint32(config.seed)}
+
+
+def programs(
+    config: Experiment,
+) -> tuple[Callable[[Any], State], Callable[[State, Any, Batch], tuple[State, Metrics]]]:
+    """init(frozen) and train_step(state, frozen, batch) of a config, as they are compiled.
+
+    The seed comes with `frozen` (`seeded`) and is not built in: with another seed it is the same
+    program, which is not compiled again.
+    """
+    method = of(config)
+
+    def init(frozen: Any) -> State:
+        return method.init(config, frozen, stream(frozen["seed"], 0, "init"))
+
+    def train_step(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
+        given = dataclasses.replace(config, seed=frozen["seed"])
+        return method.train_step(given, state, frozen, batch)
+
+    return init, train_step
 
 
 def name(config: Experiment) -> str:

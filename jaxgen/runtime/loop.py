@@ -138,7 +138,7 @@ def _start(
     checkpoints: Checkpoints,
 ) -> State:
     shapes = jax.eval_shape(init, frozen)
-    meshes.check_rules(rules, shapes, frozen)
+    meshes.check_rules(rules, frozen, shapes)
     where = meshes.over_parameters(mesh, shapes, rules)
     found = checkpoints.restore(meshes.shaped(shapes, where), print, mend=True)
     if found is None:
