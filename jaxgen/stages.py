@@ -282,6 +282,7 @@ def judged_by(config: Experiment) -> set[str]:
 def known_by(value: str) -> set[str]:
     """What any two mentions of a feature network share: its name or, of a run, folder or weights.
 
+    A run that started from a feature network sees as that one does, and shares its name too.
     Nothing where the run's folder is gone.
     """
     if value in (*FEATURES, *FROM_FILE):
@@ -291,7 +292,7 @@ def known_by(value: str) -> set[str]:
         return set()
     weights = folder / run.WEIGHTS
     copies = {digest(weights.read_bytes())} if weights.is_file() else set[str]()
-    return {str(folder.resolve()), *copies}
+    return {str(folder.resolve()), *copies, *judged_by(_config(folder))}
 
 
 def fill(stage: Stage) -> dict[str, Any]:

@@ -140,3 +140,14 @@ def test_another_classifier_may_grade(copied: Path) -> None:
     student = stages.judged_by(seeing_by("runs/classifier"))
     assert not student & stages.known_by("shipped:classifier")
     assert student & stages.known_by(str(copied / "runs/classifier"))
+
+
+def test_a_classifier_grades_none_that_its_own_start_has_judged(copied: Path) -> None:
+    """What it was tuned from sees much as it does."""
+    described = copied / "runs/classifier/config.json"
+    tuned = described.read_text().replace('"network": "resnet"', '"network": "efficientnet"')
+    described.write_text(tuned)
+    assert "efficientnet-lite0" in stages.known_by("runs/classifier")
+    student = run_of(seeing_by("efficientnet-lite0"))
+    with pytest.raises(UserError, match="would flatter it"):
+        quality.grader("runs/classifier", None, [student], own_eyes=False)

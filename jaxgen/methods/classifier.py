@@ -1,4 +1,6 @@
-"""Supervised classification: image to class."""
+"""Supervised classification: image to class, by a network that has seen nothing else or by one
+that starts from what ImageNet has taught it.
+"""
 
 import dataclasses
 from typing import Any, Literal
@@ -11,7 +13,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgen import optimizer
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
+from jaxgen.models import eyes
 from jaxgen.models.augment import POLICIES, diffaug
+from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.resnet import Features, ResNet, ResNetConfig
 from jaxgen.models.vit import VitClassifier, VitConfig
 from jaxgen.pixels import mirrored, to_unit
@@ -20,8 +24,9 @@ from jaxgen.state import Batch, Metrics, State, moving_average, stream
 
 @dataclasses.dataclass(frozen=True)
 class Classifier(Experiment):
-    network: Literal["resnet", "vit"] = "resnet"
-    """Which of the two networks below is trained."""
+    network: Literal["resnet", "vit", "efficientnet"] = "resnet"
+    """Which network is trained: one of the two below, from random weights, or EfficientNet-Lite0
+    from those that ImageNet gave it, with a new last layer."""
     resnet: ResNetConfig = ResNetConfig()
     vit: VitConfig = VitConfig()
     augment: tuple[str, ...] = ("affine", "jitter", "cutout")
@@ -31,6 +36,9 @@ class Classifier(Experiment):
     label with the other's (Zhang et al. 2018); 0: none is."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
+
+    def roles(self) -> dict[str, str]:
+        return {"features": eyes.EFFICIENTNET} if self.network == "efficientnet" else {}
 
     def resolved(self, vocabulary: int, classes: int) -> "Classifier":
         if classes < 2:
@@ -55,8 +63,8 @@ class Classifier(Experiment):
             raise UserError("--resnet and --vit: patch, blocks, groups and widths are 1 or more")
         if any(width % r.groups for width in r.widths):
             raise UserError(f"--resnet.groups {r.groups} does not divide widths {r.widths}")
-        levels = len(r.widths) - 1
-        factor = self.vit.patch if self.network == "vit" else self.resnet.patch * 2**levels
+        cells = {"vit": self.vit.patch, "resnet": r.patch * 2 ** (len(r.widths) - 1)}
+        factor = cells.get(self.network, 1)
         if self.data.size % factor:
             raise UserError(
                 f"--data.size {self.data.size} is not a multiple of {factor}, which the "
@@ -65,21 +73,22 @@ class Classifier(Experiment):
 
 
 def frozen(config: Classifier, filled: dict[str, Any]) -> dict[str, Any]:
-    """Nothing: a classifier needs no other network."""
-    del config, filled
-    return {}
+    """What the network starts from, if it does not start from random weights."""
+    return {"start": filled["features"]["params"]} if config.roles() else {}
 
 
 def frozen_shapes(config: Classifier) -> dict[str, Any]:
     """A tree of the shapes of `frozen`, for planning."""
-    return frozen(config, {})
+    image = jnp.zeros((1, config.data.size, config.data.size, 3))
+    fresh = eyes.NETWORKS[eyes.EFFICIENTNET].init
+    return {"start": fresh(jax.random.key(0), image)["params"]} if config.roles() else {}
 
 
 def init(config: Classifier, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the classifier."""
-    del frozen
     image = jnp.zeros((1, config.data.size, config.data.size, 3))
-    params = {"classifier": network(config).init(key, image)["params"]}
+    fresh = network(config).init(key, image)["params"]
+    params = {"classifier": {**fresh, **_without_last(frozen.get("start", {}))}}
     adamw = optimizer.build(config.optimizer, config.train)
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -98,9 +107,8 @@ def train_step(
     if config.data.flip:
         image = mirrored(stream(config.seed, state.step, "flip"), image)
     image = diffaug(stream(config.seed, state.step, "augment"), image, config.augment)
-    target = optax.smooth_labels(
-        jax.nn.one_hot(batch["label"], network(config).config.classes), config.label_smoothing
-    )
+    target = jax.nn.one_hot(batch["label"], config.resnet.classes)  # as many as any network's
+    target = optax.smooth_labels(target, config.label_smoothing)
     if config.mixup:
         image, target = _mixed(config, stream(config.seed, state.step, "mixup"), image, target)
 
@@ -132,8 +140,10 @@ def logits(
     return _seen(config, params, image).logits
 
 
-def network(config: Classifier) -> ResNet | VitClassifier:
+def network(config: Classifier) -> ResNet | VitClassifier | EfficientNetLite0:
     """The network that the config names; a transformer's positions are for the data's size."""
+    if config.network == "efficientnet":
+        return EfficientNetLite0(config.resnet.classes)
     if config.network == "resnet":
         return ResNet(config.resnet)
     size = config.vit.size or config.data.size
@@ -164,7 +174,13 @@ def predict(config: Classifier, weights: Any, image: Array) -> Float[Array, "b c
 
 
 def _seen(config: Classifier, params: Any, image: Float[Array, "b h w 3"]) -> Features:
-    return network(config).apply({"params": params}, image)  # pyright: ignore[reportReturnType]
+    method = "seen" if config.network == "efficientnet" else None
+    return network(config).apply({"params": params}, image, method=method)  # pyright: ignore[reportReturnType]
+
+
+def _without_last(params: dict[str, Any]) -> dict[str, Any]:
+    """EfficientNet's weights but those of its last layer, which tells ImageNet's classes."""
+    return {name: value for name, value in params.items() if name != "classifier"}
 
 
 def _mixed(

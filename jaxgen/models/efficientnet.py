@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excite, with ReLU6), for frozen weights.
+"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excite, with ReLU6), as it was trained.
 
 Its batch normalisation is already folded into the convolutions (`jaxgen.weights.efficientnet`).
 """
@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxgen.errors import UserError
+from jaxgen.models.resnet import Features
 
 
 class Block(NamedTuple):
@@ -46,18 +47,26 @@ BLOCKS = tuple(
 class EfficientNetLite0(nn.Module):
     """ImageNet's 1000 classes from pixels in [-1, 1]; any size, 224 px is what it was trained on.
 
-    `apply(params, x)` gives logits; `apply(params, x, taps, method="features")` the maps inside.
+    `apply(params, x)` gives logits; `apply(params, x, taps, method="features")` the maps inside;
+    `apply(params, x, method="seen")` what a classifier says of images.
     """
+
+    classes: int = 1000
 
     def setup(self) -> None:
         self.stem = nn.Conv(32, (3, 3), strides=2, padding="SAME")
         self.blocks = [InvertedResidual(block) for block in BLOCKS]
         self.head = nn.Dense(1280)
-        self.classifier = nn.Dense(1000)
+        self.classifier = nn.Dense(self.classes)
 
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b 1000"]:
-        x = _relu6(self.head(self.features(x, (len(BLOCKS) - 1,))[0]))
-        return self.classifier(x.mean((1, 2)))
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b classes"]:
+        return self.seen(x).logits
+
+    def seen(self, x: Float[Array, "b h w 3"]) -> Features:
+        """Logits, the 1280 features that they are read from, and the output of every block."""
+        maps = self.features(x, tuple(range(len(BLOCKS))))
+        pooled = _relu6(self.head(maps[-1])).mean((1, 2))
+        return Features(self.classifier(pooled), pooled, tuple(maps))
 
     def features(
         self, x: Float[Array, "b h w 3"], taps: tuple[int, ...]

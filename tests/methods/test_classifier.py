@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from jaxgen.errors import UserError
 from jaxgen.methods import classifier
 from jaxgen.methods.classifier import Classifier
 from jaxgen.models.resnet import ResNetConfig
+from jaxgen.weights.efficientnet import load_efficientnet_lite0
 
 CONFIG = Classifier(
     name="tiny",
@@ -45,3 +47,15 @@ def test_an_image_and_all_that_goes_with_it_are_mixed_alike() -> None:
 def test_a_mixup_below_0_is_refused() -> None:
     with pytest.raises(UserError, match="--mixup is -1"):
         dataclasses.replace(CONFIG, mixup=-1.0).check()
+
+
+def test_a_tuned_network_starts_from_what_imagenet_taught_it_but_for_its_classes() -> None:
+    config = dataclasses.replace(CONFIG, network="efficientnet")
+    weights = load_efficientnet_lite0()
+    frozen = classifier.frozen(config, {"features": weights})
+    chex.assert_trees_all_equal_shapes(frozen, jax.eval_shape(lambda: classifier.frozen_shapes(config)))
+    begin = jax.jit(lambda frozen: classifier.init(config, frozen, jax.random.key(0)).params)
+    begun = begin(frozen)["classifier"]
+    assert begun["classifier"]["kernel"].shape == (1280, 8)
+    for name in weights["params"].keys() - {"classifier"}:
+        chex.assert_trees_all_equal(begun[name], weights["params"][name])
