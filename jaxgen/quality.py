@@ -27,7 +27,7 @@ from jaxgen.metrics.bootstrap import NORMAL_95
 from jaxgen.metrics.measures import LEAST, Estimate, Pictures, Real, likeness, measures
 from jaxgen.metrics.networks import FeatureNetwork
 from jaxgen.metrics.resize import bicubic
-from jaxgen.models.eyes import EFFICIENTNET, NETWORKS
+from jaxgen.models.eyes import EFFICIENTNET
 from jaxgen.runtime import mesh as meshes
 from jaxgen.stages import Loaded
 from jaxgen.text import tokenizer as words
@@ -75,14 +75,17 @@ def grader(
 ) -> FeatureNetwork:
     """The feature network called `name`: one of `networks.NETWORKS`, or a classifier's run folder.
 
-    Without a name the shipped classifier; where a classifier judged, EfficientNet-Lite0.
+    Without a name the shipped classifier; where that has judged, EfficientNet-Lite0.
 
     Raises `UserError` where there is no such network, and where one of the runs was trained by its
     verdict, unless `own_eyes`: then its title says so.
     """
     judges = [stages.judged_by(loaded.config) for loaded in runs]
     if not name:
-        name = EFFICIENTNET if any(found - set(NETWORKS) for found in judges) else CLASSIFIER
+        # A judge whose folder is gone may have been any classifier.
+        judge = frozenset().union(*judges)
+        classified = judge & (stages.known_by(CLASSIFIER) | {stages.GONE})
+        name = EFFICIENTNET if classified else CLASSIFIER
     if name in networks.NETWORKS:
         network, same = networks.open_network(name, weights), {name}
     else:

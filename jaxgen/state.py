@@ -39,6 +39,11 @@ def stream(seed: int | Int[Array, ""], step: Int[Array, ""] | int, name: str) ->
     return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
+def own(weights: Any) -> Any:
+    """A copy of frozen weights to train, in float32 whatever they are stored in."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(jnp.float32), weights)
+
+
 def moving_average(ema: Any, params: Any, decay: float, step: Int[Array, ""]) -> Any:
     """Exponential moving average; the decay warms up as (1 + step) / (10 + step)."""
     warmed = jnp.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -19,7 +19,7 @@ from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.resnet import Features, ResNet, ResNetConfig
 from jaxgen.models.vit import VitClassifier, VitConfig
 from jaxgen.pixels import mirrored, to_unit
-from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.state import Batch, Metrics, State, moving_average, own, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def init(config: Classifier, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the classifier."""
     image = jnp.zeros((1, config.data.size, config.data.size, 3))
     fresh = network(config).init(key, image)["params"]
-    params = {"classifier": {**fresh, **_without_last(frozen.get("start", {}))}}
+    params = {"classifier": {**fresh, **_without_last(own(frozen.get("start", {})))}}
     adamw = optimizer.build(config.optimizer, config.train)
     return State(
         step=jnp.zeros((), jnp.int32),

@@ -30,11 +30,10 @@ from jaxgen.methods.text_to_image import (
     codec_shapes,
     frozen_codec,
     once,
-    own,
 )
 from jaxgen.models import eyes, lora
 from jaxgen.models.lora import WORDS, Lora
-from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.state import Batch, Metrics, State, moving_average, own, stream
 from jaxgen.weights.pipelines import Pipeline
 
 __all__ = ["check_sampler", "once"]  # shared functions of this method

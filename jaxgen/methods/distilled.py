@@ -15,8 +15,8 @@ from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.diffusion import Diffusion, merged
-from jaxgen.methods.text_to_image import TextToImage, codec_shapes, own, weighed
-from jaxgen.state import State
+from jaxgen.methods.text_to_image import TextToImage, codec_shapes, weighed
+from jaxgen.state import State, own
 
 
 @dataclasses.dataclass(frozen=True)

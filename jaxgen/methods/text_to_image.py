@@ -175,11 +175,6 @@ class TextToImage(Experiment):
         samplers.check(self.iterative, self.model.schedule)
 
 
-def own(weights: Any) -> Any:
-    """A copy of frozen weights to train, in float32 whatever they are stored in."""
-    return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(jnp.float32), weights)
-
-
 def weighed(network: Shape) -> Shape:
     """The shape of a network without how it computes, which its weights do not depend on."""
     how = {f.name: f.default for f in dataclasses.fields(network) if f.name in HOW}

@@ -53,7 +53,9 @@ def test_a_tuned_network_starts_from_what_imagenet_taught_it_but_for_its_classes
     config = dataclasses.replace(CONFIG, network="efficientnet")
     weights = load_efficientnet_lite0()
     frozen = classifier.frozen(config, {"features": weights})
-    chex.assert_trees_all_equal_shapes(frozen, jax.eval_shape(lambda: classifier.frozen_shapes(config)))
+    chex.assert_trees_all_equal_shapes(
+        frozen, jax.eval_shape(lambda: classifier.frozen_shapes(config))
+    )
     begin = jax.jit(lambda frozen: classifier.init(config, frozen, jax.random.key(0)).params)
     begun = begin(frozen)["classifier"]
     assert begun["classifier"]["kernel"].shape == (1280, 8)
