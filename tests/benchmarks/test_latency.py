@@ -15,7 +15,7 @@ from jax.experimental import io_callback
 from PIL import Image
 from tiny import DIT_MODEL, SIZE
 
-from benchmarks import ceilings, latency, latency_report, machine, reports, timing
+from benchmarks import ceilings, latency, latency_report, machine, reports, starts, timing
 from benchmarks import latency_programs as programs
 from benchmarks import subject as subjects
 from benchmarks.ceilings import Ceilings
@@ -31,6 +31,7 @@ from jaxgen.methods.diffusion import Diffusion
 from jaxgen.methods.ladd import Ladd
 from jaxgen.methods.threshold_diffusion import ThresholdDiffusion
 from jaxgen.models.autoencoder import AutoencoderConfig
+from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import run
 from jaxgen.text import tokenizer
 
@@ -202,6 +203,33 @@ def test_what_does_not_fit_is_tried_again_only_with_more_time(
     assert "skipped: float32, batch 2, whole of 1 step: needs more memory" in latency_report.table(
         reports.read(path, "latency")
     )
+
+
+def test_the_command_counts_starts_and_parts(
+    subject: Subject,
+    tmp_path: Path,
+    counted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(machine, "asked", lambda batch: machine.hardware())
+    monkeypatch.setattr(machine, "folder", lambda device: tmp_path)
+    monkeypatch.setattr(subjects, "of_config", lambda name: subject)
+    monkeypatch.setattr(subjects, "counted", lambda subject: Flops(1e3, 1e5, 1e4))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(meshes, "prepare", lambda batch: None)  # the devices are there already
+    monkeypatch.setattr(starts, "_timed", lambda *_: {"total": 9.0, "compile": 5.0})
+    monkeypatch.setattr(latency_report, "draw", lambda report, path: "")
+    said = ["--config=add", "--batches", "2", "--dtypes=float32", "--iterative=3", "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["latency", *said, "--minutes=1e-9"])
+    latency.main()
+    assert "7 part(s) are left: the same command goes on" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["latency", *said])
+    latency.main()
+    out = capsys.readouterr().out
+    assert "first start 9.0 s (5.0 of compiling); second start 9.0 s" in out
+    assert "are left" not in out
+    assert len(counted) == 9
 
 
 def row(part: str, title: str, seconds: float, flops: float) -> dict[str, Any]:
