@@ -8,7 +8,7 @@ For every type and batch: the whole, from token ids on the host to uint8 pixels 
 compiled apart, text (captions to features; with guidance the empty caption too), denoise (noise to
 what is diffused), decode (that to uint8 pixels), transfer (pixels to the host) and dispatch (a
 program with all these arguments that computes nothing). `benchmarks.timing` says how they are
-timed, `benchmarks.starts` what a first and a second start of a process take.
+timed, `benchmarks.starts` what a first and a second start of a process take, in a file of its own.
 
 What is measured is written at once, and the same command goes on where it stopped, at --minutes or
 killed: a rented accelerator is had for minutes.
@@ -47,7 +47,8 @@ from jaxgen.runtime import run as runs
 
 PROGRAM = "python -m benchmarks.latency"
 DEFAULT = "add"
-COMPARED = ("subject", "samplers", "repeats", "versions")
+MADE_ON = ("hardware", "versions")
+COMPARED = (*MADE_ON, "subject", "samplers", "repeats")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Options:
     steps: tuple[int, ...] = (1, 4)
     """Steps of the student's samplers; the first one's parts are measured."""
     repeats: int = 5
-    """Counted runs of each program."""
+    """Counted turns of each program; in each a short one runs several times."""
     minutes: float = 9.0
     """Minutes that a command may take; the next one goes on."""
     anew: bool = False
@@ -111,8 +112,12 @@ def main() -> None:
         kind, name = options.subject()
         title = subjects.titled(kind, name)
         device = machine.asked(max(options.batches))
-        path = machine.folder(device) / f"latency_{title}.json"
-        begun = _begun(options, path, end)  # a start needs the device for itself
+        folder = machine.folder(device)
+        path = folder / f"latency_{title}.json"
+        # A start needs the device for itself, which this process does not touch before.
+        before = time.monotonic()
+        begun, left = _started(options, folder / f"starts_{title}.json", device, end)
+        spent = time.monotonic() - before
         jax.config.update("jax_enable_compilation_cache", False)
         meshes.prepare(max(options.batches))
         subject = (subjects.of_run if kind == "run" else subjects.of_config)(name)
@@ -124,9 +129,8 @@ def main() -> None:
         }
         report = reports.taken_up(head, path, COMPARED, options.anew)
         report["dtypes"] = list(dict.fromkeys([*report.get("dtypes", ()), *options.dtypes]))
-        report["starts"] = begun
-        reports.write(report, path)
-        left = measure(subject, how, flops, options, end, report, path, _say)
+        report["starts"] = starts.by_dtype(begun)
+        left += measure(subject, how, flops, options, end, report, path, _say, spent)
         print(latency_report.table(report))
         print(f"numbers: {path}")
         print(latency_report.draw(report, path.with_suffix(".png")))
@@ -143,11 +147,16 @@ def measure(
     report: Report,
     path: Path,
     say: Callable[[str], None],
+    spent: float = 0.0,
 ) -> int:
     """Adds to `report`, and to its file at `path`, until time.monotonic() is `end`.
 
-    Returns how many parts are left. `say` gets lines of progress.
+    Returns how many parts are left: what the same command would try, as it would have all the
+    seconds that there are when this begins, and those `spent` before on what is not done again.
+    `say` gets lines of progress.
     """
+    given = spent + end - time.monotonic()
+    of_dtypes = report.setdefault("ceilings", {})
     left = 0
     for dtype in options.dtypes:
         typed = subject.computed_in(dtype)
@@ -159,27 +168,30 @@ def measure(
             if seconds > 0 and not _is_done(report, dtype, unit, seconds):
                 if most is None:
                     most = ceilings.measured(dtype)
-                    report.setdefault("ceilings", {})[dtype] = most._asdict()
+                    of_dtypes[dtype] = most._asdict()
                 found = _timings(report, dtype, unit, options.repeats, seconds, say)
                 _put(report, dtype, unit, found, most, seconds)
-                report["comparison"] = latency_report.compared(report)
-                reports.write(report, path)
-            left += not _is_done(report, dtype, unit, 60 * options.minutes)
+                _save(report, path)
+            left += not _is_done(report, dtype, unit, given)
     report["left"] = left
-    reports.write(report, path)
+    _save(report, path)
     return left
 
 
-def _begun(options: Options, path: Path, end: float) -> dict[str, Any]:
-    """What first and second starts took, by type: those of before, and what misses."""
-    there = path.is_file() and not options.anew
-    begun = reports.read(path, "latency").get("starts", {}) if there else {}
-    for dtype in options.dtypes:
-        if dtype not in begun and time.monotonic() < end:
-            _say(f"{dtype}: a first start, and a second")
-            what = "--{}={}".format(*options.subject())
-            begun[dtype] = starts.first_and_second([what, f"--dtype={dtype}"])
-    return begun
+def _started(
+    options: Options, path: Path, device: dict[str, Any], end: float
+) -> tuple[Report, int]:
+    """What first and second starts took, from their own file, and how many types are left."""
+    head = {"benchmark": "starts", "hardware": device, "versions": machine.versions()}
+    report = reports.taken_up(head, path, MADE_ON, options.anew)
+    what = "--{}={}".format(*options.subject())
+    return report, starts.measure(what, options.dtypes, end, report, path, _say)
+
+
+def _save(report: Report, path: Path) -> None:
+    """Writes the report with its comparisons, which are of all that it holds by now."""
+    report["comparison"] = latency_report.compared(report)
+    reports.write(report, path)
 
 
 def _head(
@@ -208,7 +220,6 @@ def _head(
             for title, sampler in how.items()
         },
         "repeats": options.repeats,
-        "comparison": [],
         "goal": {"share": latency_report.GOAL, "from_batch": latency_report.FROM_BATCH},
     }
 

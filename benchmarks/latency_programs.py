@@ -15,11 +15,13 @@ from benchmarks import timing
 from benchmarks.subject import Flops, Subject
 from benchmarks.timing import Candidate
 from jaxgen import config as configs
+from jaxgen import methods
 from jaxgen.diffusion import denoiser
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion.denoiser import Denoiser, Weights
 from jaxgen.diffusion.sampler import Sampler
-from jaxgen.methods import text_to_image
+from jaxgen.errors import UserError
+from jaxgen.methods import diffusion, text_to_image
 from jaxgen.methods.text_to_image import TextToImage, decoded
 from jaxgen.pixels import to_uint8
 from jaxgen.runtime import mesh as meshes
@@ -27,6 +29,7 @@ from jaxgen.text.encoder import TextFeatures
 
 Part = Literal["whole", "text", "denoise", "decode", "transfer", "dispatch"]
 PARTS: tuple[Part, ...] = get_args(Part)
+TIMED = (text_to_image.sample, diffusion.sample)  # the same, where there are no adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,14 @@ Place = Callable[[int], Placed]
 def compared(subject: Subject, iterative: int, steps: Sequence[int]) -> dict[str, Sampler]:
     """The samplers by title: the teacher's, iterative, first, then those of ADD's student.
 
-    Raises UserError for numbers of steps that the schedule does not have.
+    Raises UserError for a method that draws otherwise than `whole`, and for numbers of steps that
+    the schedule does not have.
     """
+    if methods.of(subject.config).sample not in TIMED:
+        raise UserError(
+            f"{subject.name} is of {methods.name(subject.config)}, which draws in a way of its own "
+            "that is not timed yet; measure another"
+        )
     guided = Sampler(steps=iterative, guidance=subject.config.guidance)
     spacing: Any = getattr(subject.config, "spacing", "trailing")
     how = {f"{_steps(iterative)}{', guided' * _is_guided(guided)}": guided}
@@ -70,13 +79,18 @@ def compared(subject: Subject, iterative: int, steps: Sequence[int]) -> dict[str
     return how
 
 
+def mesh_of(devices: int) -> jax.sharding.Mesh:
+    """So many devices, over which a batch is split."""
+    return meshes.make(configs.Mesh(data=devices), devices)
+
+
 def placing(subject: Subject) -> Place:
     """Puts weights and key on a number of devices, once; in bf16 where that is computed in."""
     half = subject.model.backbone.dtype == "bfloat16"
 
     @functools.cache
     def place(devices: int) -> Placed:
-        mesh = meshes.make(configs.Mesh(data=devices), devices)
+        mesh = mesh_of(devices)
         everywhere = meshes.replicated(mesh)
         weights = meshes.put(subject.weights, everywhere, jnp.bfloat16 if half else None)
         key = jax.device_put(jax.random.key(0), everywhere)
@@ -102,6 +116,17 @@ def planned(
     unguided = tuple(title for title in order if not _is_guided(how[title]))
     guided = tuple(title for title in order if _is_guided(how[title]))
     return [program(titles) for titles in (unguided, guided) if titles]
+
+
+def whole(
+    config: TextToImage,
+    sampler: Sampler,
+    weights: Weights,
+    key: PRNGKeyArray,
+    caption: Int[Array, "b length"],
+) -> Array:
+    """uint8 images [b, h, w, 3] from caption ids."""
+    return text_to_image.sample(config, weights, key, caption, sampler)
 
 
 def text_part(
@@ -158,9 +183,6 @@ def _program(
     ids = subjects.captions(model.text, batch)
     encode = functools.partial(text_part, model, guided)
 
-    def whole(weights, key, caption):
-        return text_to_image.sample(config, weights, key, caption, sampler)
-
     def noise(here: Placed, *shape: int) -> Array:
         drawn = np.random.default_rng(0).standard_normal((batch, *shape), np.float32)
         return jax.device_put(drawn, here.over_batch)
@@ -176,7 +198,8 @@ def _program(
     side, channels = config.side, model.backbone.channels
     codec = {name: tree for name, tree in subject.weights.items() if name == "codec"}
     kind, work, turns, function, arguments, prepared = {
-        "whole": ("network", text + network + decode, calls, whole, called, _from_ids(ids)),
+        "whole": ("network", text + network + decode, calls,
+                  functools.partial(whole, config, sampler), called, _from_ids(ids)),
         "text": ("text", text, 1, encode,
                  lambda p: (_some(p.weights, "text"), called(p)[2]), timing.computed),
         "denoise": ("network", network, calls, functools.partial(denoise_part, config, sampler),
@@ -190,6 +213,7 @@ def _program(
                      called, _from_ids(ids)),
     }[part]  # fmt: skip
     label = f"batch {batch}, {part} of {titles[0]}{' and others' * (len(titles) > 1)}"
+    function = meshes.known(mesh_of(devices), function)  # as where jaxgen itself draws
     candidate = Candidate(label, kind, work, function, lambda: arguments(place(devices)), prepared)
     return Program(part, titles, batch, devices, work, turns, candidate)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import charts
+from benchmarks import charts, timing
 from benchmarks.reports import Report, figure, lines
 
 PARTS = ("text", "denoise", "decode", "transfer", "dispatch")
@@ -224,8 +224,8 @@ def _facts(report: Report) -> Sequence[str]:
         f"{report['hardware']['processor']}, {report['hardware']['cores']} cores; "
         f"Python {versions['python']}, jax {versions['jax']}",
         f"{subject['size']} px; parameters: {millions}; GFLOPs an image: {flops}",
-        f"medians of {report['repeats']} runs that take turns, seconds per image, from token ids "
-        "on the host to pixels on the host",
+        f"medians over {report['repeats']} turns, in each of which a short program runs up to "
+        f"{timing.MOST} times; seconds per image, from token ids on the host to pixels on the host",
     ]
     for dtype, most in report["ceilings"].items():
         facts.append(f"ceilings in {dtype}: {figure(most['flops'] / 1e12)} TFLOP/s, "

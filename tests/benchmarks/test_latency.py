@@ -15,7 +15,7 @@ from jax.experimental import io_callback
 from PIL import Image
 from tiny import DIT_MODEL, SIZE
 
-from benchmarks import ceilings, latency, latency_report, machine, reports, timing
+from benchmarks import ceilings, latency, latency_report, machine, reports, starts, timing
 from benchmarks import latency_programs as programs
 from benchmarks import subject as subjects
 from benchmarks.ceilings import Ceilings
@@ -26,8 +26,12 @@ from benchmarks.timing import Candidate, Timing
 from jaxgen import methods
 from jaxgen.config import Data
 from jaxgen.errors import UserError
+from jaxgen.methods.add import Add
 from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.ladd import Ladd
+from jaxgen.methods.threshold_diffusion import ThresholdDiffusion
 from jaxgen.models.autoencoder import AutoencoderConfig
+from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import run
 from jaxgen.text import tokenizer
 
@@ -40,6 +44,15 @@ LATENT = dataclasses.replace(
     autoencoder=AutoencoderConfig(block_out=(8, 8), layers=1, groups=4, mid_attention=False),
     model=dataclasses.replace(
         DIT_MODEL, dit=dataclasses.replace(DIT_MODEL.dit, channels=4, patch=2)
+    ),
+)
+# Whose sequences are as long as those that kernels of their own are for, the codec's too.
+LONG = dataclasses.replace(
+    LATENT,
+    data=Data(size=48),
+    autoencoder=dataclasses.replace(LATENT.autoencoder, mid_attention=True),
+    model=dataclasses.replace(
+        DIT_MODEL, dit=dataclasses.replace(DIT_MODEL.dit, channels=4, patch=1)
     ),
 )
 OPTIONS = Options(batches=(BATCH,), dtypes=("float32",), iterative=3, steps=(1,), repeats=1)
@@ -72,14 +85,18 @@ def begun(subject: Subject, options: Options, path: Path) -> tuple[Report, dict,
     how = programs.compared(subject, options.iterative, options.steps)
     flops = Flops(1e3, 1e5, 1e4)
     head = latency._head(subject, how, options, flops, machine.hardware())
-    head |= {"command": "", "dtypes": ["float32"], "starts": {}, "ceilings": {}}
+    head |= {"command": "", "dtypes": ["float32"], "starts": {}}
     return reports.taken_up(head, path, latency.COMPARED, False), how, flops
 
 
-def measured(subject: Subject, path: Path, seconds: float, options: Options = OPTIONS) -> int:
+def measured(
+    subject: Subject, path: Path, seconds: float, options: Options = OPTIONS, spent: float = 0.0
+) -> int:
     report, how, flops = begun(subject, options, path)
     end = time.monotonic() + seconds
-    return latency.measure(subject, how, flops, options, end, report, path, lambda line: None)
+    return latency.measure(
+        subject, how, flops, options, end, report, path, lambda line: None, spent
+    )
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +151,32 @@ def test_a_report_half_written_goes_on(
     assert len(reports.read(path, "latency")["measured"]) == len(first)
     assert measured(subject, path, 1e6) == 0
     assert len(counted) == len(set(counted)) == 9  # none of them twice
+    compared = reports.read(path, "latency")["comparison"]
+    assert [row["batch"] for row in compared] == [BATCH]
     assert measured(subject, path, 1e6) == 0
     assert len(counted) == 9
+    assert reports.read(path, "latency")["comparison"] == compared
     measured(subject, path, 1e6, dataclasses.replace(OPTIONS, batches=(BATCH, 4)))
     assert len(counted) == 18
     with pytest.raises(UserError, match="another repeats; --anew"):
         begun(subject, dataclasses.replace(OPTIONS, repeats=2), path)
+
+
+def test_numbers_of_another_machine_are_not_gone_on_with(
+    subject: Subject, tmp_path: Path, counted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "latency_micro.json"
+    measured(subject, path, 1e6)
+    other = {**machine.hardware(), "processor": "another"}
+    monkeypatch.setattr(machine, "hardware", lambda: other)
+    with pytest.raises(UserError, match="another hardware; --anew"):
+        begun(subject, OPTIONS, path)
+
+
+def test_a_report_without_measurements_has_a_table(subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / "latency_micro.json"
+    assert measured(subject, path, -1) == 6
+    assert "medians over 1 turns" in latency_report.table(reports.read(path, "latency"))
 
 
 def test_what_does_not_fit_is_tried_again_only_with_more_time(
@@ -154,16 +191,45 @@ def test_what_does_not_fit_is_tried_again_only_with_more_time(
         return [reason] * len(candidates)
 
     monkeypatch.setattr(timing, "measure", measure)
-    assert measured(subject, path, 100) == 5  # all but the whole, whose memory stays what it is
+    assert measured(subject, path, 100) == 0  # the same command would try none of them again
     assert len(tried) == 6
-    measured(subject, path, 100)
+    assert measured(subject, path, 100) == 0
     assert len(tried) == 6
-    measured(subject, path, 200)
-    assert len(tried) == 11
+    assert measured(subject, path, 90, spent=100) == 5  # the next one will have more
+    assert len(tried) == 6
+    assert measured(subject, path, 200) == 0
+    assert len(tried) == 11  # all but the whole, whose memory stays what it is
     assert len(reports.read(path, "latency")["skipped"]) == 9
     assert "skipped: float32, batch 2, whole of 1 step: needs more memory" in latency_report.table(
         reports.read(path, "latency")
     )
+
+
+def test_the_command_counts_starts_and_parts(
+    subject: Subject,
+    tmp_path: Path,
+    counted: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(machine, "asked", lambda batch: machine.hardware())
+    monkeypatch.setattr(machine, "folder", lambda device: tmp_path)
+    monkeypatch.setattr(subjects, "of_config", lambda name: subject)
+    monkeypatch.setattr(subjects, "counted", lambda subject: Flops(1e3, 1e5, 1e4))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(meshes, "prepare", lambda batch: None)  # the devices are there already
+    monkeypatch.setattr(starts, "_timed", lambda *_: {"total": 9.0, "compile": 5.0})
+    monkeypatch.setattr(latency_report, "draw", lambda report, path: "")
+    said = ["--config=add", "--batches", "2", "--dtypes=float32", "--iterative=3", "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["latency", *said, "--minutes=1e-9"])
+    latency.main()
+    assert "7 part(s) are left: the same command goes on" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["latency", *said])
+    latency.main()
+    out = capsys.readouterr().out
+    assert "first start 9.0 s (5.0 of compiling); second start 9.0 s" in out
+    assert "are left" not in out
+    assert len(counted) == 9
 
 
 def row(part: str, title: str, seconds: float, flops: float) -> dict[str, Any]:
@@ -240,6 +306,17 @@ def test_parts_make_the_whole(latent: Subject) -> None:
     a, b = (np.asarray(jax.jit(f)(latent.weights), np.int32) for f in (whole, parts))
     assert np.ptp(a) > 50
     assert np.abs(a - b).max() <= 1
+
+
+@pytest.mark.parametrize("part", ["whole", "denoise", "decode"])
+def test_what_is_timed_has_the_kernels_that_jaxgen_draws_with(part: programs.Part) -> None:
+    subject = Subject("long", LONG, subjects.random_weights(LONG))
+    how = programs.compared(subject, 3, (1,))
+    place = programs.placing(subject)
+    candidate = programs.planned(subject, how, 1, part, Flops(1, 1, 1), place)[0].candidate
+    shapes = jax.eval_shape(lambda *arguments: arguments, *candidate.arguments())
+    program = jax.jit(candidate.function).trace(*shapes).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" in program.as_text()
 
 
 def test_table_and_plot_from_the_file_alone(
@@ -355,6 +432,13 @@ def test_what_draws_nothing_from_captions_is_refused(tmp_path: Path) -> None:
         subjects.of_run(str(tmp_path))
     with pytest.raises(UserError, match="no text-to-image model"):
         subjects.of_config("classifier")
+
+
+def test_what_draws_in_a_way_of_its_own_is_refused() -> None:
+    with pytest.raises(UserError, match="threshold_diffusion, which draws in a way of its own"):
+        programs.compared(Subject("micro", ThresholdDiffusion(), {}), 3, (1,))
+    for config in (Add(), Diffusion(), Ladd()):
+        assert programs.compared(Subject("micro", config, {}), 3, (1,))
 
 
 def test_a_run_is_read(tmp_path: Path) -> None:
