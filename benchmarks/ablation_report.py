@@ -135,7 +135,6 @@ def table(report: dict[str, Any]) -> str:
             values = [factor * value for value in _values(arm, metric).values()]
             spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
             line.append(f"{mean(values):.{digits}f}{spread}")
-        line.append(f"{mean(one['seconds'] for one in arm['seeds'].values()) / 60:.1f}")
         lines.append(line)
     return _rows(lines)
 

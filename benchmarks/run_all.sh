@@ -144,7 +144,6 @@ mkdir -p "$state"
 for name in "${names[@]}"; do
   [[ -z $anew ]] || ! mine "$name" || rm -f "$state/$name".{done,failed,log,tries}
 done
-[[ -z $anew ]] || rm -f "$state"/*.{done,failed,log,tries}
 for at in "${!names[@]}"; do
   name=${names[at]}
   mine "$name" || continue
