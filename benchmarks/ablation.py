@@ -6,8 +6,11 @@
 Every arm is `python -m jaxgen.train --config=add` with one field changed, trained from several
 seeds and measured at one step without guidance: Fréchet distance, retrieval, recall and others of
 `jaxgen.evaluate`, on the same captions for all. What is trained or measured already is taken as it
-is, a training that was interrupted goes on, and the results are written after every arm. All arms
-keep a constant learning rate, so that the main one can be measured on its way.
+is, a training that was interrupted goes on, and the results are written after every arm. What is in
+the folder of runs must have been trained by the same options. All arms keep a constant learning
+rate, so that the main one can be measured on its way.
+
+Training and measuring have a process each, one after the other, for a TPU serves one at a time.
 """
 
 import dataclasses
@@ -16,7 +19,6 @@ import itertools
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,19 +28,20 @@ import numpy as np
 from benchmarks import ablation_report as told
 from benchmarks import machine, reports, runs
 from benchmarks.runs import Clock
+from jaxgen import cli, methods, quality, stages
 from jaxgen import config as configs
-from jaxgen import quality, stages
+from jaxgen.config import Experiment
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
 from jaxgen.metrics import bootstrap, retrieval
-from jaxgen.metrics.measures import LEAST, Pictures, Real, likeness
-from jaxgen.metrics.networks import FeatureNetwork
+from jaxgen.metrics.measures import LEAST, Pictures, likeness
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime import run
-from jaxgen.stages import Loaded
 
 PROGRAM = "python -m benchmarks.ablation"
-MEASURED, SECONDS = "measured.json", "seconds.json"
+MEASURED = "measured.json"  # in the folder of a run
+
+Measured = dict[str, Any]
 
 
 class Arm(NamedTuple):
@@ -101,6 +104,8 @@ class Options:
     """Folder of prepared data sets."""
     minutes: float = 0.0
     """Minutes after which it saves and ends with exit code 75, to be run again; 0: no limit."""
+    one: str = ""
+    """The run in the folder of runs that this process measures: what the command above starts."""
 
     def check(self) -> None:
         """Raises UserError for what cannot be measured."""
@@ -128,40 +133,45 @@ class Options:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for numbers to be of one table."""
-        free = ("only", "seeds", "points", "eyes", "workdir", "root", "minutes")
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        free = ("only", "seeds", "eyes", "workdir", "root", "minutes", "one")
+        said = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        said["overrides"] = list(map(reports.bare, self.overrides))
+        return {k: reports.bare(v) if isinstance(v, str) else v for k, v in said.items()}
 
 
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
-        clock = Clock(options.minutes)
         runs.prepare(options.workdir)
-        eyes: _Eyes | None = None
+        if options.one:
+            _measure(options, Path(options.workdir) / options.one)
+            return
+        clock = Clock(options.minutes)
+        device = machine.asked(quality.BATCH)
+        path = machine.folder(device) / "ablation.json"
         found: dict[str, dict[str, Any]] = {}
-        curve: list[dict[str, Any]] = []
+        curve: list[Measured] = []
         for seed, arm in itertools.product(range(options.seeds), options.arms()):
-            folder = Path(options.workdir) / f"{_slug(arm.name)}_{seed}"
+            folder = _folder(options, arm.name, seed)
             own = found.setdefault(arm.name, {"group": arm.group, "seeds": {}})
-            own["arguments"] = " ".join(arm.arguments)
+            own["arguments"] = " ".join(map(reports.bare, arm.arguments))
             on_the_way = (arm.name, seed) == (told.MAIN, 0)
             for steps in _stops(options) if on_the_way else [options.steps]:
                 _train(options, arm, seed, steps, folder, clock)
-                # Only now, for programs of ours would compete with the first training.
-                eyes = eyes or _Eyes(options, stages.read(folder))
-                if not curve:
-                    curve.append(eyes.start(folder))
-                measured = eyes.measured(folder, steps, seed)
-                if on_the_way and measured:
-                    curve.append(measured)
+                measured = _measured(options, steps, folder, clock)
+                if on_the_way:
+                    curve = [one for one in measured if one["step"] <= steps]
                 if steps == options.steps:
-                    own["seeds"][str(seed)] = {**measured, "seconds": _seconds(folder)}
-                    _write(options, eyes, found, curve)
-        path = _path()
+                    (own["seeds"][str(seed)],) = [one for one in measured if one["step"] == steps]
+                    _write(options, device, found, curve, path)
         report = json.loads(path.read_text(encoding="utf-8"))
         print(told.markdown(report))
         print(f"numbers: {path}")
         print(told.draw(report, path.with_suffix(".png")))
+
+
+def _folder(options: Options, arm: str, seed: int) -> Path:
+    return Path(options.workdir) / f"{_slug(arm)}_{seed}"
 
 
 def _stops(options: Options) -> list[int]:
@@ -171,9 +181,10 @@ def _stops(options: Options) -> list[int]:
 
 
 def _train(options: Options, arm: Arm, seed: int, steps: int, folder: Path, clock: Clock) -> None:
-    """Trains an arm up to `steps`, from where it stands, if it is not so far."""
-    if run.finished_steps(folder) >= steps:
-        return
+    """Trains an arm up to `steps`, from where it stands, if it is not so far.
+
+    Raises UserError where the folder holds a run of other options.
+    """
     arguments = [f"--config={options.config}", f"--name={folder.name}", f"--seed={seed}"]
     arguments += [f"--workdir={options.workdir}", f"--data.root={options.root}"]
     arguments += [f"--teacher={options.teacher}", f"--train.batch={options.batch}"]
@@ -187,78 +198,81 @@ def _train(options: Options, arm: Arm, seed: int, steps: int, folder: Path, cloc
     arguments += ["--train.sample-every=0", "--sampler-steps=2", "--train.log-every=5"]
     arguments += ["--train.checkpoint-every=1000", f"--train.steps={steps}"]
     arguments += [f"--{text}" for text in options.overrides]
-    before, begun = _seconds(folder), time.monotonic()
-    try:
-        runs.command("jaxgen.train", [*arguments, *arm.arguments], clock)
-    finally:
-        if folder.is_dir():
-            took = round(before + time.monotonic() - begun, 1)
-            (folder / SECONDS).write_text(json.dumps(took))
+    arguments += arm.arguments
+    if run.finished_steps(folder) >= steps:
+        _refuse_other(cli.configured(arguments, PROGRAM))
+        return
+    runs.command("jaxgen.train", arguments, clock)
     if steps == options.steps:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 70 MB an arm and seed
 
 
-def _seconds(folder: Path) -> float:
-    """How long the run was trained so far, compiling and all."""
-    file = folder / SECONDS
-    return json.loads(file.read_text()) if file.is_file() else 0.0
+def _refuse_other(config: Experiment) -> None:
+    try:
+        run.refuse_other(config, methods.name(config))
+    except UserError as error:  # whose remedy is for who trains a single run
+        raise UserError(f"{str(error).partition(';')[0]}; use another --workdir") from None
 
 
-class _Eyes:
-    """The same captions, real images and feature network for every arm."""
+def _measured(options: Options, steps: int, folder: Path, clock: Clock) -> list[Measured]:
+    """What is known of a run, among it the measures at `steps` steps.
 
-    def __init__(self, options: Options, first: Loaded):
-        self.options = options
-        self.network: FeatureNetwork = quality.grader(options.grader, None, [], own_eyes=False)
-        self.sources = quality.both_splits(first.config, "")
-        cache = Path(options.root) / ".features"
-        self.real: Real = quality.real_images(*self.sources, self.network, cache)
-
-    def start(self, folder: Path) -> dict[str, Any]:
-        """The measures of the teacher itself, drawn as its students are."""
-        config: Any = stages.read(folder).config
-        teacher = stages.plan(config)[-1].sources["teacher"]
-        loaded = stages.read(Path(teacher))
-        return {"step": 0, "metrics": self._look(loaded, _once(config), 0)}
-
-    def measured(self, folder: Path, steps: int, seed: int) -> dict[str, Any]:
-        """The measures of a run at `steps` steps, from its folder where they are known.
-
-        Nothing where it has gone on since, which for the last of all is a UserError.
-        """
-        kept = folder / MEASURED
-        known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
-        by = {"step": steps, "grader": self.network.title, "samples": self.options.samples}
-        for one in known:
-            if all(one[name] == value for name, value in by.items()):
-                return one
-        loaded = stages.read(folder)
-        if loaded.step > steps < self.options.steps:
-            return {}
-        if loaded.step != steps:
+    Those miss where it has gone on since, which for the last of all is a UserError.
+    """
+    if not any(one["step"] == steps for one in _known(options, folder)):
+        done = run.finished_steps(folder)
+        if done == steps:
+            runs.command("benchmarks.ablation", [*sys.argv[1:], f"--one={folder.name}"], clock)
+        elif steps == options.steps:
             raise UserError(
-                f"{folder} has {loaded.step} steps and was not measured at {steps}; use another "
-                "--workdir"
+                f"{folder} has {done} steps and was not measured at {steps}; use another --workdir"
             )
-        if stages.judged_by(loaded.config) & stages.known_by(self.options.grader):
-            raise UserError(
-                f"{folder} was judged by {self.options.grader}, which would flatter it; choose "
-                "another --grader"
-            )
-        found = {**by, "metrics": self._look(loaded, _once(loaded.config), seed)}
-        reports.write([*known, found], kept)
-        return found
+    return _known(options, folder)
 
-    def _look(self, loaded: Loaded, sampler: Sampler, seed: int) -> dict[str, Any]:
-        asked = quality.asked(loaded, self.sources[0], 0, self.options.samples, 0)
-        images, _ = quality.drawn(loaded, sampler, asked.ids, seed)
-        samples = Pictures(images, self.network.features(images))
-        rng = np.random.default_rng(0)
-        found = likeness(samples.features, self.real.train, rng, asked.own)
-        ranks = retrieval.ranks(samples.features, self.real.all.features, asked.own)
+
+def _known(options: Options, folder: Path) -> list[Measured]:
+    """What stands in a run's folder, by this grader on as many samples."""
+    by = {"grader": quality.title_of(options.grader), "samples": options.samples}
+    return [one for one in _kept(folder) if all(one[name] == value for name, value in by.items())]
+
+
+def _kept(folder: Path) -> list[Measured]:
+    file = folder / MEASURED
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
+def _measure(options: Options, folder: Path) -> None:
+    """Adds the measures of a run as it stands to its folder; for the first also its teacher's."""
+    loaded = stages.read(folder)
+    config: Any = loaded.config
+    if stages.judged_by(config) & stages.known_by(options.grader):
+        raise UserError(
+            f"{folder} was judged by {options.grader}, which would flatter it; choose another "
+            "--grader"
+        )
+    wanted = [(loaded, loaded.step)]
+    if folder == _folder(options, told.MAIN, 0) and not _known(options, folder):
+        wanted.insert(0, (stages.read(Path(stages.plan(config)[-1].sources["teacher"])), 0))
+    network = quality.grader(options.grader, None, [], own_eyes=False)
+    sources = quality.both_splits(config, "")
+    real = quality.real_images(*sources, network, Path(options.root) / ".features")
+    kept = _kept(folder)
+    for shown, step in wanted:
+        asked = quality.asked(shown, sources[0], 0, options.samples, 0)
+        images, _ = quality.drawn(shown, _once(config), asked.ids, config.seed)
+        samples = Pictures(images, network.features(images))
+        found = likeness(samples.features, real.train, np.random.default_rng(0), asked.own)
+        ranks = retrieval.ranks(samples.features, real.all.features, asked.own)
         for at in (1, 10):
             found[f"retrieval@{at}"] = bootstrap.of_share(retrieval.hits(ranks, at), asked.own)
-        return {name: estimate._asdict() for name, estimate in found.items()}
+        kept.append({
+            "step": step,
+            "grader": network.title,
+            "samples": options.samples,
+            "captions": len(asked.own),
+            "metrics": {name: estimate._asdict() for name, estimate in found.items()},
+        })  # fmt: skip
+    reports.write(kept, folder / MEASURED)
 
 
 def _once(config: Any) -> Sampler:
@@ -270,34 +284,31 @@ def _once(config: Any) -> Sampler:
 
 def _write(
     options: Options,
-    eyes: _Eyes,
+    device: dict[str, Any],
     found: dict[str, dict[str, Any]],
-    curve: Sequence[dict[str, Any]],
+    curve: Sequence[Measured],
+    path: Path,
 ) -> None:
     """The results so far."""
     done = {name: arm for name, arm in found.items() if arm["seeds"]}
-    path = _path()
+    first = done[told.MAIN]["seeds"]["0"]
     report = {
         "benchmark": "ablation",
-        "command": " ".join([PROGRAM, *sys.argv[1:]]),
+        "command": reports.command(PROGRAM, sys.argv[1:]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": machine.hardware(),
+        "hardware": device,
         "versions": machine.versions(),
         "settings": options.settings(),
-        "grader": eyes.network.title,
-        "captions": min(options.samples, len(eyes.sources[0])),
+        "grader": first["grader"],
+        "captions": first["captions"],
         "arms": done,
         "curve": list(curve),
-        "log": logs.read(Path(options.workdir) / f"{_slug(told.MAIN)}_0"),
+        "log": logs.read(_folder(options, told.MAIN, 0)),
         "orderings": told.orderings(done),
     }
     reports.write(report, path)
     path.with_suffix(".md").write_text(told.markdown(report), encoding="utf-8")
     print(f"{sum(len(arm['seeds']) for arm in done.values())} runs in {path}", flush=True)
-
-
-def _path() -> Path:
-    return machine.folder(machine.hardware()) / "ablation.json"
 
 
 def _slug(name: str) -> str:

@@ -97,7 +97,8 @@ def main() -> None:
         "survived": survived,
         "rows": rows,
     }
-    path = folder / "kill_resume.json"
+    few = "" if options.kills >= Options.kills else f"_{options.kills}"  # beside the whole
+    path = folder / f"kill_resume{few}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"numbers: {path}")
     sys.exit(survived < len(rows))

@@ -12,7 +12,6 @@ start from the diffusion run of the same comparison and see a quarter as many im
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 from einops import repeat
 from jaxtyping import UInt8
 
-from benchmarks import machine, runs
+from benchmarks import machine, reports, runs
 from benchmarks.runs import Budget, Clock, Spec
 from jaxgen import config as configs
 from jaxgen import evaluate, methods, quality, stages
@@ -86,18 +85,19 @@ def main() -> None:
             spec.config: runs.measured(spec, options, grader, clock) for spec in options.specs()
         }
         rows = [row for spec in options.specs() for row in _rows(spec, options, measured)]
-        folder = machine.folder(machine.hardware())
+        device = machine.hardware()
+        folder = machine.folder(device)
         name = f"methods_{options.only.replace(',', '_')}" if options.only else "methods"
         report = {
-            "command": " ".join([PROGRAM, *sys.argv[1:]]),
-            "hardware": machine.hardware(),
+            "benchmark": "methods",
+            "command": reports.command(PROGRAM, sys.argv[1:]),
+            "hardware": device,
             "versions": machine.versions(),
             "images": options.images,
             "data": options.data,
             "rows": rows,
         }
-        text = json.dumps(report, indent=1) + "\n"
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+        reports.write(report, folder / f"{name}.json")
         (folder / f"{name}.md").write_text(_table(rows), encoding="utf-8")
         pictures.save(_grid(options), folder / f"{name}.png")
         print(_table(rows))

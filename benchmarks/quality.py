@@ -7,8 +7,9 @@ On the runs of `benchmarks.methods`, which see the same pictures and as many of 
 50, 8, 4, 2 and 1 steps, ADD at 1, 2 and 4, LADD, GAN. What is not trained is trained, what is
 not measured is measured. With --evaluated from files that `jaxgen.evaluate` wrote, and no more.
 
-Writes a table, its numbers as JSON, and a plot of the Fréchet distance over seconds per image; and
-says whether one step of ADD reaches what it should: TARGETS.
+Writes a table, its numbers as JSON, and a plot of the Fréchet distance over seconds per image to
+the results of the hardware that was measured on; and says whether one step of ADD reaches what it
+should: TARGETS.
 """
 
 import dataclasses
@@ -85,12 +86,11 @@ def main() -> None:
             files = [_read(file) for file in options.evaluated]
             found = entries(files)
             count, _, device = files[0]["hardware"].partition(" x ")
-            about = {
+            about: dict[str, Any] = {
                 "date": files[0]["date"],
                 "hardware": {"device": device, "count": int(count)},
                 "data": files[0]["data"]["name"],
             }
-            folder = Path(options.evaluated[0]).parent
         else:
             clock = Clock(options.minutes)
             runs.prepare(options.workdir)
@@ -107,16 +107,17 @@ def main() -> None:
                 "images": options.images,
                 "data": options.data,
             }
-            folder = machine.folder(machine.hardware())
         report = {
             "benchmark": "quality",
-            "command": " ".join([PROGRAM, *sys.argv[1:]]),
+            "command": reports.command(PROGRAM, sys.argv[1:]),
             **about,
             "grader": _grader(found),
             "rows": found,
             "targets": judged(found),
         }
-        path = folder / "quality.json"
+        path = machine.folder(about["hardware"]) / "quality.json"
+        if path.resolve() in [Path(file).resolve() for file in options.evaluated]:
+            raise UserError(f"--evaluated {path} is where the result goes; rename that file first")
         reports.write(report, path)
         text = markdown(report)
         path.with_suffix(".md").write_text(text, encoding="utf-8")
@@ -142,10 +143,10 @@ def _time(rows: dict[str, list[dict[str, Any]]], options: Options) -> None:
                 row["seconds_per_image"] = statistics.median(found)
 
 
-def entries(reports: Sequence[dict[str, Any]]) -> list[Entry]:
+def entries(files: Sequence[dict[str, Any]]) -> list[Entry]:
     """A row for each run and sampler of what `evaluate` wrote; UserError where nothing is known."""
     found = []
-    for report in reports:
+    for report in files:
         for run in dict.fromkeys(row["run"] for row in report["rows"]):
             name = Path(run.rpartition(":")[2]).name
             if name not in TITLES:
@@ -225,9 +226,12 @@ def _grader(rows: Sequence[Entry]) -> str:
 def _read(file: str) -> dict[str, Any]:
     try:
         report = json.loads(Path(file).read_text(encoding="utf-8"))
-        if {"rows", "grader", "hardware", "data"} <= report.keys():
+        if "benchmark" in report:
+            reason = "it is a comparison made of such files"
+        elif {"rows", "grader", "hardware", "data"} <= report.keys():
             return report
-        reason = "it has no rows with a grader"
+        else:
+            reason = "it has no rows with a grader"
     except (OSError, ValueError, AttributeError) as error:
         reason = str(error)
     raise UserError(f"--evaluated {file} is no file of jaxgen.evaluate: {reason}")

@@ -28,8 +28,16 @@ def write(report: Report | list[Any], path: Path) -> None:
 
 def command(program: str, arguments: Sequence[str]) -> str:
     """The command line again, without the folders of this machine."""
-    bare = [re.sub(r"(^|[=:])/(?:[^/]*/)*", r"\1", argument) for argument in arguments]
-    return shlex.join([*program.split(), *bare])
+    return shlex.join([*program.split(), *(bare(argument) for argument in arguments)])
+
+
+def bare(argument: str) -> str:
+    """The argument without the folders of this machine.
+
+    >>> bare("--teacher=/home/me/runs/add")
+    '--teacher=add'
+    """
+    return re.sub(r"(^|[=:])/(?:[^/]*/)*", r"\1", argument)
 
 
 def read(path: Path, benchmark: str) -> Report:

@@ -21,7 +21,7 @@ ran out of time goes on.
   --workdir=runs   folder of runs, which are trained where they are missing
   --platform=P     cpu, gpu or tpu; by default JAX is asked
   --python=python  which Python
-  --anew           forget what is done
+  --anew           measure again; what is trained stays, and other options need another folder
   --dry-run        print the commands, in order, and run none
 Exit codes: 0 all done, 1 something failed (its log is named), 2 bad input, 75 run it again.
 HELP
@@ -58,32 +58,37 @@ topologies.look_for_no_tpu(); print(machine.hardware()["platform"])') ||
   fi
 fi
 
-# NAME, whether it takes --minutes, and its command; in order of value.
-names=() limited=() commands=()
+# NAME, the options that it takes (minutes; anew: that and --anew; none), and its command as words of
+# the shell; in order of value.
+names=() takes=() commands=()
 step() {
-  names+=("$1") limited+=("$2")
-  commands+=("${*:3}")
+  names+=("$1") takes+=("$2")
+  commands+=("$(printf ' %q' "${@:3}")")
 }
-step latency yes benchmarks.latency
-if [[ $platform != cpu ]]; then
-  step latency_64 yes benchmarks.latency --config=add_64
-  step latency_sd21 yes benchmarks.latency --config=add_sd21
-fi
-step training yes benchmarks.training
-if [[ $platform == cpu ]]; then
-  step vs_diffusers no benchmarks.vs_diffusers
+if [[ -e $workdir/add/model.safetensors ]]; then
+  step latency anew benchmarks.latency "--run=$workdir/add"
 else
-  step vs_diffusers no benchmarks.vs_diffusers --shape=sd21 --dtype=bfloat16
-  step latency_sdxl yes benchmarks.latency --config=add_sdxl
+  step latency anew benchmarks.latency --config=add
 fi
-[[ $platform != tpu ]] || step attention no benchmarks.attention
-step quality yes benchmarks.quality "--workdir=$workdir/methods"
-step methods yes benchmarks.methods "--workdir=$workdir/methods"
-step ablation yes benchmarks.ablation "--workdir=$workdir/ablation"
-step linear_probe no benchmarks.linear_probe
-step finetune_flags no benchmarks.finetune_flags "--folder=$workdir/finetune_flags"
-step kill_resume no benchmarks.kill_resume --kills=3
-step plots no benchmarks.plots
+if [[ $platform != cpu ]]; then
+  step latency_64 anew benchmarks.latency --config=add_64
+  step latency_sd21 anew benchmarks.latency --config=add_sd21
+fi
+step training anew benchmarks.training
+if [[ $platform == cpu ]]; then
+  step vs_diffusers none benchmarks.vs_diffusers
+else
+  step vs_diffusers none benchmarks.vs_diffusers --shape=sd21 --dtype=bfloat16
+  step latency_sdxl anew benchmarks.latency --config=add_sdxl
+fi
+[[ $platform != tpu ]] || step attention none benchmarks.attention
+step quality minutes benchmarks.quality "--workdir=$workdir/methods"
+step methods minutes benchmarks.methods "--workdir=$workdir/methods"
+step ablation minutes benchmarks.ablation "--workdir=$workdir/ablation"
+step linear_probe none benchmarks.linear_probe
+step finetune_flags none benchmarks.finetune_flags "--folder=$workdir/finetune_flags"
+step kill_resume none benchmarks.kill_resume --kills=3
+step plots none benchmarks.plots
 known=" ${names[*]} "
 for name in ${only//,/ }; do
   [[ $known == *" $name "* ]] || fail "--only: $name is none of${known}"
@@ -95,10 +100,13 @@ left() { echo $((end - SECONDS)); }
 # Runs the benchmark at a place in the lists once; leaves NAME.done or NAME.failed beside its log.
 measure() {
   local name=${names[$1]} code=0 seconds before=0
+  local -a words
   seconds=$(left)
   [[ ! -e $state/$name.log ]] || before=$(wc -c <"$state/$name.log")
-  read -ra words <<<"${commands[$1]}"
-  if [[ ${limited[$1]} == yes ]]; then
+  eval "words=(${commands[$1]})"
+  # Only the first time: what goes on would else begin anew each time.
+  [[ -z $anew || ${takes[$1]} != anew || -e $state/$name.log ]] || words+=(--anew)
+  if [[ ${takes[$1]} != none ]]; then
     # Its own limit comes first, so that it saves; the other is for what hangs.
     words+=("--minutes=$(((seconds > 90 ? seconds - 45 : 45) / 60 + 1))")
     seconds=$((seconds + 90))
@@ -124,14 +132,18 @@ measure() {
 if [[ -n $dry ]]; then
   for at in "${!names[@]}"; do
     mine "${names[at]}" || continue
-    if [[ ${limited[at]} == yes ]]; then more=" --minutes=$minutes"; else more=''; fi
-    echo "$python -m ${commands[at]}$more"
+    more=''
+    [[ -z $anew || ${takes[at]} != anew ]] || more+=' --anew'
+    [[ ${takes[at]} == none ]] || more+=" --minutes=$minutes"
+    echo "$python -m${commands[at]}$more"
   done
   exit 0
 fi
 
 mkdir -p "$state"
-[[ -z $anew ]] || rm -f "$state"/*.{done,failed,log,tries}
+for name in "${names[@]}"; do
+  [[ -z $anew ]] || ! mine "$name" || rm -f "$state/$name".{done,failed,log,tries}
+done
 for at in "${!names[@]}"; do
   name=${names[at]}
   mine "$name" || continue

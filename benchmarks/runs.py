@@ -1,7 +1,8 @@
 """Runs that benchmarks compare: trained where they are missing, measured where that is not known.
 
 Both by the public command lines, so that whatever was trained or measured before is taken as it is,
-and what was interrupted goes on.
+and what was interrupted goes on. Nothing here uses a device itself: a TPU is refused to a process
+while another has it.
 """
 
 import dataclasses
@@ -162,7 +163,7 @@ def measured(spec: Spec, budget: Budget, features: str, clock: Clock) -> list[Ro
     config = stages.read(folder).config
     counts = [int(n) for n in spec.steps.split(",") if n]
     wanted = quality.samplers(config, counts, None)
-    title = quality.grader(features, None, [], own_eyes=True).title
+    title = quality.title_of(features)
     found = standing(folder, title, budget.samples)
     missing = [how for how in wanted if _key(how) not in found]
     if missing:
@@ -184,6 +185,8 @@ def standing(folder: Path, grader: str, samples: int) -> dict[str, list[Row]]:
         if file.name.endswith(".partial.json") or file.stat().st_mtime < weights:
             continue
         report = json.loads(file.read_text(encoding="utf-8"))
+        if "benchmark" in report:  # a comparison made of such files
+            continue
         if report["grader"]["title"] != grader or report["seed"] != 0:
             continue
         for row, key in _rows(report, samples):
@@ -207,7 +210,7 @@ def _key(how: Sampler | None) -> str:
 
 
 def grader_of(specs: Sequence[Spec], budget: Budget) -> str:
-    """The one grader that judged none of the runs: the name for `evaluate --features`."""
+    """The usual grader of all the runs together: the name for `evaluate --features`."""
     loaded = [stages.read(budget.folder(spec)) for spec in specs]
     drawing = [one for one in loaded if not hasattr(methods.of(one.config), "predict")]
-    return quality.grader("", None, drawing, own_eyes=False).description.name
+    return quality.grader_of(drawing)

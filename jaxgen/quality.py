@@ -49,7 +49,7 @@ class Row:
     count: int
     """Samples."""
     seconds: float
-    """For an image, in batches of `batch`, without compiling."""
+    """For an image, in batches of `batch`, without compiling, once warm."""
     batch: int
     found: dict[str, Estimate]
 
@@ -81,11 +81,7 @@ def grader(
     verdict, unless `own_eyes`: then its title says so.
     """
     judges = [stages.judged_by(loaded.config) for loaded in runs]
-    if not name:
-        # A judge whose folder is gone may have been any classifier.
-        judge = frozenset().union(*judges)
-        classified = judge & (stages.known_by(CLASSIFIER) | {stages.GONE})
-        name = EFFICIENTNET if classified else CLASSIFIER
+    name = name or _usual(judges)
     if name in networks.NETWORKS:
         network, same = networks.open_network(name, weights), {name}
     else:
@@ -109,6 +105,27 @@ def grader(
         marked = dataclasses.replace(description, weights=f"{description.weights} (own judge)")
         network = dataclasses.replace(network, description=marked)
     return network
+
+
+def grader_of(runs: Sequence[Loaded]) -> str:
+    """The name of the network that grades these runs by default. Nothing is put on a device."""
+    return _usual([stages.judged_by(loaded.config) for loaded in runs])
+
+
+def _usual(judges: Sequence[set[str]]) -> str:
+    # A judge whose folder is gone may have been the shipped classifier.
+    classifier = stages.known_by(CLASSIFIER) | {stages.GONE}
+    return EFFICIENTNET if any(found & classifier for found in judges) else CLASSIFIER
+
+
+def title_of(name: str) -> str:
+    """The title of the feature network called `name`. Nothing is put on a device.
+
+    For who starts processes that want the accelerator: a TPU belongs to the first that uses it.
+    """
+    if name in networks.NETWORKS:
+        return networks.NETWORKS[name].title
+    return ", ".join(_titled(stages.read(stages.run_folder(name))))
 
 
 def real_images(source: Source, held_out: Source, network: FeatureNetwork, cache: Path) -> Real:
@@ -192,6 +209,7 @@ def _in_blocks(
         compiled = (
             jax.jit(meshes.known(mesh, program)).lower(weights, np.int32(0), blocks[0]).compile()
         )
+    np.asarray(compiled(weights, np.int32(0), blocks[0]))  # the first time is slower, and uncounted
     begun = time.monotonic()
     images = [np.asarray(compiled(weights, np.int32(n), block)) for n, block in enumerate(blocks)]
     seconds = (time.monotonic() - begun) / (len(blocks) * batch)
@@ -306,11 +324,11 @@ def _classifier(name: str) -> FeatureNetwork:
     pixels = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     with stages.fitting(loaded):
         shape = jax.eval_shape(see, loaded.weights, pixels)
-    title = f"{loaded.config.name} of {loaded.config.data.name}"
+    which, resize = _titled(loaded)
     description = networks.Description(
         name=name,
-        weights=f"{title}, {loaded.step} steps",
-        resize=f"bicubic {size}",
+        weights=which,
+        resize=resize,
         dims=shape.shape[-1],
         batch=BATCH,
         source="",
@@ -318,6 +336,13 @@ def _classifier(name: str) -> FeatureNetwork:
         see=see,
     )
     return FeatureNetwork(description, jax.device_put(loaded.weights))
+
+
+def _titled(loaded: Loaded) -> tuple[str, str]:
+    """Which weights of a classifier, and its resize."""
+    config = loaded.config
+    which = f"{config.name} of {config.data.name}, {loaded.step} steps"
+    return which, f"bicubic {config.data.size}"
 
 
 def _kept(path: Path, network: FeatureNetwork, images: np.ndarray) -> np.ndarray:

@@ -51,6 +51,11 @@ class Description:
     see: Callable[[Any, UInt8[Array, "b h w 3"]], Float[Array, "b dims"]]
     """From weights and images to features; compiled by `FeatureNetwork`."""
 
+    @property
+    def title(self) -> str:
+        """Network and resize, as they stand beside every number."""
+        return f"{self.weights}, {self.resize}"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureNetwork:
@@ -65,8 +70,8 @@ class FeatureNetwork:
 
     @property
     def title(self) -> str:
-        """Network and resize, as they stand beside every number."""
-        return f"{self.description.weights}, {self.description.resize}"
+        """That of its description."""
+        return self.description.title
 
     @functools.cached_property
     def digest(self) -> str:

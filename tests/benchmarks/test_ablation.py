@@ -25,16 +25,29 @@ from jaxgen.diffusion import denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import EXIT_AGAIN
 from jaxgen.methods import classifier
-from jaxgen.methods.add import Add
 from jaxgen.methods.classifier import Classifier
 from jaxgen.methods.diffusion import Diffusion
-from jaxgen.models.judge import JudgeConfig
 from jaxgen.models.resnet import ResNetConfig
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import run
 from jaxgen.text import tokenizer as words
 
 DATA = Data(name="imagefolder:pictures", size=SIZE)
+
+ABLATED = """
+from tiny import DIT_MODEL, SIZE
+
+from jaxgen.config import Data
+from jaxgen.methods.add import Add
+from jaxgen.models.judge import JudgeConfig
+
+config = Add(
+    name="add",
+    data=Data(name="imagefolder:pictures", size=SIZE),
+    model=DIT_MODEL,
+    judge=JudgeConfig(taps=(1,), resize=32),
+)
+"""
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
@@ -104,6 +117,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(120):
             image = np.clip(rng.integers(-40, 41, (SIZE, SIZE, 3)) + colour, 0, 255)
             Image.fromarray(image.astype(np.uint8)).save(place / "pictures" / name / f"{n}.png")
+    (place / "ablated.py").write_text(ABLATED)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         grader = Classifier(name="grader", data=DATA, resnet=ResNetConfig(3, (8,), 1, groups=4))
@@ -137,27 +151,25 @@ def written(config: Any, step: int) -> None:
 
 
 def test_a_stop_loses_nothing_and_what_is_done_is_taken(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(meshes, "prepare", lambda *_: None)  # the devices are chosen already
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(machine, "asked", lambda _: machine.hardware())
     trained: list[tuple[str, int]] = []
 
     def command(module: str, arguments: list[str], clock: runs.Clock) -> None:
-        said = dict(text.lstrip("-").split("=") for text in arguments if "=" in text)
-        trained.append((said["name"], int(said["train.steps"])))
+        if module == "benchmarks.ablation":
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "argv", ["door", *arguments])
+                ablation.main()
+            return
+        config = cli.configured(arguments, prog="door")
+        trained.append((config.name, config.train.steps))
         if len(trained) == 4:
             raise SystemExit(EXIT_AGAIN)
-        config = Add(
-            name=said["name"],
-            workdir=said["workdir"],
-            data=DATA,
-            model=DIT_MODEL,
-            teacher=said["teacher"],
-            judge=JudgeConfig(taps=(1,), resize=32),
-        )
-        written(config, int(said["train.steps"]))
+        written(config, config.train.steps)
 
     def drawn(loaded: stages.Loaded, sampler: Sampler, ids: np.ndarray, seed: int):
         assert (sampler.steps, sampler.guidance) == (1, 1.0)
@@ -167,7 +179,7 @@ def test_a_stop_loses_nothing_and_what_is_done_is_taken(
     monkeypatch.setattr(runs, "command", command)
     monkeypatch.setattr(quality, "drawn", drawn)  # which compiles; tests/test_evaluate.py has it
     arguments = ["--only=start", "--seeds=2", "--steps=6", "--points=2", "--samples=32"]
-    arguments += ["--teacher=runs/teacher", "--grader=runs/grader"]
+    arguments += ["--teacher=runs/teacher", "--grader=runs/grader", "--config=ablated.py"]
     monkeypatch.setattr(sys, "argv", ["door", *arguments])
     with pytest.raises(SystemExit) as stop:
         ablation.main()
@@ -196,6 +208,19 @@ def test_a_stop_loses_nothing_and_what_is_done_is_taken(
     table = path.with_suffix(".md").read_text()
     assert "| random start | `--initialise=random` | 2 |" in table
     assert "20 < 293" in table
+    assert "leaves out 0 by chance, and 1 are here" in table
     for name in ("ablation.png", "ablation_curves.png"):
         with Image.open(path.with_name(name)) as picture:
             assert picture.size[0] > 500
+    # Other options in the same folder would have their names on what was trained by these.
+    for other, field in (
+        ("--batch=8", "train.batch 16, not 8"),
+        ("--points=1", "optimizer.warmup 1, not 3"),
+    ):
+        line = refused(ablation.main, *arguments, other)
+        assert f"add_0 holds a run with {field}; use another --workdir" in line
+
+
+def test_settings_name_no_folder_of_this_machine() -> None:
+    found = Options(teacher="/home/me/runs/add", overrides=("judge.weights=/home/me/x",)).settings()
+    assert (found["teacher"], found["overrides"]) == ("add", ["judge.weights=x"])

@@ -1,6 +1,8 @@
 """The README's numbers are those of committed results."""
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,13 @@ def test_every_number_of_ours_is_that_of_a_committed_result(path: str) -> None:
     if path == "README.md":
         assert list(check_readme.unsourced(text)) == []
         assert text.count("![") <= 3
+
+
+def test_every_command_is_one() -> None:
+    root = check_readme.ROOT
+    for path in (root / "README.md", *root.glob("docs/*.md"), *root.glob("tpu/*.md")):
+        for name in re.findall(r"python -m\s+([\w.]+)", path.read_text(encoding="utf-8")):
+            assert importlib.util.find_spec(name.rstrip(".")), f"{path.name}: {name}"
 
 
 @pytest.mark.parametrize(

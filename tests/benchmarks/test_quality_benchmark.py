@@ -9,11 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 
-from benchmarks import plots, quality, quality_report, runs
+from benchmarks import machine, plots, quality, quality_report, runs
 from benchmarks.machine import RESULTS
 from benchmarks.runs import Clock
+from jaxgen import stages
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import EXIT_AGAIN, UserError
 
@@ -114,6 +116,7 @@ def test_what_stands_beside_the_weights_is_taken_if_of_the_same_options(tmp_path
     written("quality_old.json", evaluated(("runs/add", 4, 2.0)), when=500)
     written("quality_other.json", evaluated(("runs/add", 8, 2.0), grader="others"))
     written("quality_c.partial.json", evaluated(("runs/add", 16, 2.0)))
+    written("quality_all.json", {"benchmark": "quality", "grader": GRADER, "rows": []})
     found = runs.standing(tmp_path, GRADER, 500)
     assert sorted(json.loads(key)["steps"] for key in found) == [1, 2]
     older = evaluated(("runs/add", 3, 2.0))
@@ -160,19 +163,61 @@ def test_a_command_that_is_out_of_time_saves_and_so_do_we(
 def test_table_and_plot_come_from_files_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("quality_add.json", "quality_teacher_unguided.json"):
-        (tmp_path / name).write_bytes((RESULTS / "cpu-2" / name).read_bytes())
-    files = [str(tmp_path / name) for name in ("quality_add.json", "quality_teacher_unguided.json")]
-    monkeypatch.setattr(sys, "argv", ["door", "--evaluated", *files])
+    given = {"quality.json": "quality_add.json", "other.json": "quality_teacher_unguided.json"}
+    files = {tmp_path / name: (RESULTS / "cpu-2" / its).read_text() for name, its in given.items()}
+    for file, text in files.items():
+        file.write_text(text)
+    monkeypatch.setattr(machine, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["door", "--evaluated", *map(str, files)])
     quality.main()
-    ours = json.loads((RESULTS / "cpu-2" / "quality.json").read_text())
-    again = json.loads((tmp_path / "quality.json").read_text())
-    if "images" not in ours:  # the committed one is still made of these very files
-        assert again["rows"] == ours["rows"]
-    drawn = (tmp_path / "quality.png").read_bytes()
-    (tmp_path / "quality.png").unlink()
-    assert plots.drawn(tmp_path) == [f"plot: {tmp_path / 'quality.png'}"]
-    assert (tmp_path / "quality.png").read_bytes() == drawn
+    assert {file: file.read_text() for file in files} == files, "what was measured is kept"
+    path = tmp_path / "results" / "cpu-2" / "quality.json"
+    found = json.loads(path.read_text())
+    assert found["command"] == f"{quality.PROGRAM} --evaluated quality.json other.json"
+    assert found["rows"] == quality.entries([json.loads(text) for text in files.values()])
+    assert found["targets"] == quality.judged(found["rows"])
+    drawn = path.with_suffix(".png").read_bytes()
+    path.with_suffix(".png").unlink()
+    assert plots.drawn(tmp_path / "results") == [f"plot: {path.with_suffix('.png')}"]
+    assert path.with_suffix(".png").read_bytes() == drawn
+
+
+def test_the_committed_verdict_and_table_are_those_of_the_committed_numbers() -> None:
+    path = RESULTS / "cpu-2" / "quality.json"
+    found = json.loads(path.read_text())
+    assert found["targets"] == quality.judged(found["rows"])
+    assert path.with_suffix(".md").read_text() == quality_report.markdown(found)
+
+
+def test_neither_a_comparison_nor_what_would_be_overwritten_is_compared(
+    refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    line = refused(quality.main, "--evaluated", str(RESULTS / "cpu-2" / "quality.json"))
+    assert "is a comparison made of such files" in line
+    path = tmp_path / "cpu-2" / "quality.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(evaluated(("runs/add", 1, 2.0))))
+    line = refused(quality.main, "--evaluated", str(path))
+    assert "is where the result goes" in line
+    assert "benchmark" not in json.loads(path.read_text())
+
+
+def test_no_device_is_used_before_another_process_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def used(*_: Any, **__: Any) -> None:
+        raise AssertionError("a TPU is refused to the process that is started next")
+
+    def command(*_: Any) -> None:
+        raise SystemExit
+
+    for name in ("device_put", "devices", "local_devices", "eval_shape", "jit"):
+        monkeypatch.setattr(jax, name, used)
+    monkeypatch.setattr(runs, "command", command)
+    spec = runs.Spec("diffusion", "1")
+    budget = runs.Budget(workdir=str(stages.shipped("diffusion").parent))
+    grader = runs.grader_of([spec], budget)
+    with pytest.raises(SystemExit):
+        runs.measured(spec, budget, grader, Clock(0))
 
 
 def test_a_file_that_evaluate_did_not_write_is_refused(refused, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """What is run first on a new accelerator, with a stand-in for Python that measures nothing."""
 
+import importlib
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from jaxgen import config as configs
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "run_all.sh"
@@ -13,6 +17,7 @@ SCRIPT = ROOT / "benchmarks" / "run_all.sh"
 PYTHON = """#!/usr/bin/env bash
 [[ $1 == -c ]] && echo gpu && exit 0
 echo "$2" >>calls
+printf '<%s>' "$@" >>words && echo >>words
 [[ $2 == benchmarks.kill_resume ]] && exit 1
 [[ $2 == benchmarks.quality && $(grep -c quality calls) == 1 ]] && exit 75
 [[ $2 == benchmarks.latency && $(grep -c latency calls) == 1 ]] &&
@@ -60,13 +65,40 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_named(place: Path) ->
 def test_a_dry_run_prints_the_commands_in_order_and_runs_none(place: Path) -> None:
     told = ran(place, "--dry-run", "--platform=gpu", "--minutes=8").stdout.splitlines()
     assert told[:3] == [
-        "./python -m benchmarks.latency --minutes=8",
+        "./python -m benchmarks.latency --config=add --minutes=8",
         "./python -m benchmarks.latency --config=add_64 --minutes=8",
         "./python -m benchmarks.latency --config=add_sd21 --minutes=8",
     ]
     assert told[-1] == "./python -m benchmarks.plots"
     assert not (place / "calls").exists()
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_every_command_has_the_options_that_it_is_given(place: Path, platform: str) -> None:
+    student = place / "my runs" / "add"
+    student.mkdir(parents=True)
+    (student / "model.safetensors").touch()
+    told = ran(place, "--dry-run", f"--platform={platform}", "--workdir=my runs", "--anew").stdout
+    assert "--run=my\\ runs/add --anew" in told
+    for line in told.splitlines():
+        _, _, name, *arguments = shlex.split(line)
+        module = importlib.import_module(name)
+        if arguments:
+            configs.parse(module.Options(), arguments, name)
+
+
+def test_anew_is_told_once_and_a_folder_may_have_a_space(place: Path) -> None:
+    done = place / "my runs" / "run_all"
+    done.mkdir(parents=True)
+    for name in ("latency", "plots"):
+        (done / f"{name}.done").touch()
+    ran(place, "--anew", "--only=latency,quality", "--workdir=my runs", "--minutes=1")
+    first, second, third, *_ = (place / "words").read_text().splitlines()
+    assert first.startswith("<-m><benchmarks.latency><--config=add><--anew><--minutes=")
+    assert second.startswith("<-m><benchmarks.latency><--config=add><--minutes="), "it goes on"
+    assert third.startswith("<-m><benchmarks.quality><--workdir=my runs/methods><--minutes=")
+    assert (done / "plots.done").exists(), "nobody asked for it"
 
 
 @pytest.mark.parametrize(
