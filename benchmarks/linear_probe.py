@@ -93,7 +93,11 @@ def main() -> None:
 
 def file(run: str) -> str:
     """Name of the numbers of a run; the README cites those of the shipped one."""
-    return "linear_probe.json" if run == SHIPPED else f"linear_probe_{_name(run).replace(':', '_')}.json"
+    return (
+        "linear_probe.json"
+        if run == SHIPPED
+        else f"linear_probe_{_name(run).replace(':', '_')}.json"
+    )
 
 
 def _probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:

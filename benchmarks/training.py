@@ -206,9 +206,7 @@ def line(row: dict[str, Any]) -> str:
 
 def _is_done(report: Report, item: str, seconds: float, traced: bool) -> bool:
     wanted = traced and item.startswith("step:")
-    done = any(
-        row["item"] == item and ("where" in row or not wanted) for row in report["measured"]
-    )
+    done = any(row["item"] == item and ("where" in row or not wanted) for row in report["measured"])
     return done or any(
         row["item"] == item and reports.still_holds(row, seconds) for row in report["skipped"]
     )

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import timing, training_step
 from benchmarks import subject as subjects
+from benchmarks import timing, training_step
 from benchmarks.vs_diffusers import SHAPES
 from jaxgen.errors import UserError
 from jaxgen.models.unet import UNet
@@ -236,9 +236,7 @@ def _torch(shape: str, dtype: str, values: dict[str, np.ndarray]) -> Rivals:
         if "memory" in str(error):
             raise
         print(f"torch.compile is left out: {' '.join(str(error).split())[:200]}", flush=True)
-    steps, losses, peaks = (
-        {name: trial[n] for name, trial in trials.items()} for n in range(3)
-    )
+    steps, losses, peaks = ({name: trial[n] for name, trial in trials.items()} for n in range(3))
     return Rivals(steps, losses, peaks, str(layout).removeprefix("torch."), state, unet)  # pyright: ignore[reportArgumentType]
 
 

@@ -60,7 +60,9 @@ def test_a_train_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     order = []
     for module, name in ((training_step, "peaks"), (ceilings, "measured")):
         told = getattr(module, name)
-        said = functools.partial(lambda name, told, *a: (order.append(name), told(*a))[1], name, told)
+        said = functools.partial(
+            lambda name, told, *a: (order.append(name), told(*a))[1], name, told
+        )
         monkeypatch.setattr(module, name, said)
     row = training_step.measured(str(tmp_path / "micro.py"), 2, str(trace))
     assert order == ["peaks", "measured"]  # what the ceilings take is not the step's
