@@ -236,6 +236,8 @@ def _torch(shape: str, dtype: str, values: dict[str, np.ndarray]) -> Rivals:
         if "memory" in str(error):
             raise
         print(f"torch.compile is left out: {' '.join(str(error).split())[:200]}", flush=True)
+    if cuda:
+        torch.cuda.empty_cache()  # trying algorithms took more than the steps will
     steps, losses, peaks = ({name: trial[n] for name, trial in trials.items()} for n in range(3))
     return Rivals(steps, losses, peaks, str(layout).removeprefix("torch."), state, unet)  # pyright: ignore[reportArgumentType]
 
