@@ -13,7 +13,6 @@ no learning gives, and reconstructions, as the best that midpoints could be.
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from benchmarks import machine
-from benchmarks.machine import RESULTS
+from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen import methods, quality, stages
 from jaxgen.data.source import Source
@@ -74,9 +72,10 @@ def main() -> None:
         network = quality.grader(options.features, None, runs, own_eyes=False)
         sources = quality.both_splits(runs[0].config, "")
         train, held_out = (_images(source, options.most) for source in sources)
+        device = machine.hardware()
         found: dict[str, Any] = {
-            "command": " ".join([PROGRAM, *sys.argv[1:]]),
-            "hardware": machine.hardware(),
+            "command": reports.command(PROGRAM, sys.argv[1:]),
+            "hardware": device,
             "versions": machine.versions(),
             "features": network.title,
             "images": {"training": len(train), "held-out": len(held_out)},
@@ -91,11 +90,8 @@ def main() -> None:
             }
             found["subjects"][title] = {name: value._asdict() for name, value in values.items()}
             print(f"{title} done", flush=True)
-        device = machine.hardware()
-        folder = RESULTS / machine.slug(device["device"], device["count"])
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "continuity.json"
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path = machine.folder(device) / "continuity.json"
+        reports.write(found, path)
         print(table(found))
         print(f"numbers: {path}")
 

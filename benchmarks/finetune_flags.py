@@ -22,8 +22,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from benchmarks import machine
-from benchmarks.machine import RESULTS
+from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen import quality, stages
 from jaxgen.data.source import Source
@@ -89,20 +88,21 @@ def main() -> None:
             name: (_drawn(loaded, new, options.seed), _drawn(loaded, old, options.seed))
             for name, loaded in models.items()
         }
+        device = machine.hardware()
         found = {
-            "command": f"{PROGRAM} --steps={options.steps} --seed={options.seed}",
-            "hardware": machine.hardware(),
+            "command": reports.command(PROGRAM, sys.argv[1:]),
+            "hardware": device,
             "versions": machine.versions(),
             "flags": len(new.images),
             "captions": len(new.captions),
             "steps": options.steps,
+            "seed": options.seed,
             "seconds": seconds,
             "measures": _measured(new, old, drawn),
         }
         _print(found["measures"])
-        folder = RESULTS / machine.slug(found["hardware"]["device"], found["hardware"]["count"])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "finetune_flags.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        folder = machine.folder(device)
+        reports.write(found, folder / "finetune_flags.json")
         pictures.save(_grid(new, old, drawn), folder / "finetune_flags.png")
         print(f"numbers and picture: {folder}/finetune_flags.json, .png")
 

@@ -10,7 +10,6 @@ Exit code 1 where they are not.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import signal
@@ -25,8 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from benchmarks import machine
-from benchmarks.machine import RESULTS
+from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen.errors import UserError, reported
 from jaxgen.runtime import mesh as meshes
@@ -85,23 +83,21 @@ def main() -> None:
         meshes.prepare(1 << 10)  # so that the hardware below is told as the trainings have it
         with tempfile.TemporaryDirectory() as scratch:
             rows = _measured(options, Path(scratch))
-    survived = sum(not row["difference"] for row in rows)
-    print(f"{survived} of {len(rows)} killed runs ended as the undisturbed one, bit for bit")
-    device = machine.hardware()
-    folder = RESULTS / machine.slug(device["device"], device["count"])
-    folder.mkdir(parents=True, exist_ok=True)
-    report = {
-        "command": " ".join([PROGRAM, *sys.argv[1:]]),
-        "hardware": device,
-        "versions": machine.versions(),
-        "survived": survived,
-        "rows": rows,
-    }
-    few = "" if options.kills >= Options.kills else f"_{options.kills}"  # beside the whole
-    path = folder / f"kill_resume{few}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"numbers: {path}")
-    sys.exit(survived < len(rows))
+        survived = sum(not row["difference"] for row in rows)
+        print(f"{survived} of {len(rows)} killed runs ended as the undisturbed one, bit for bit")
+        device = machine.hardware()
+        report = {
+            "command": reports.command(PROGRAM, sys.argv[1:]),
+            "hardware": device,
+            "versions": machine.versions(),
+            "survived": survived,
+            "rows": rows,
+        }
+        few = "" if options.kills >= Options.kills else f"_{options.kills}"  # beside the whole
+        path = machine.folder(device) / f"kill_resume{few}.json"
+        reports.write(report, path)
+        print(f"numbers: {path}")
+        sys.exit(survived < len(rows))
 
 
 def _measured(options: Options, scratch: Path) -> list[dict[str, Any]]:

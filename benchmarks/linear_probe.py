@@ -10,14 +10,13 @@ group's probability is the sum over its subgroups.
 
 import dataclasses
 import functools
-import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.machine import RESULTS
+from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen import methods, stages
 from jaxgen.data.sources import open_source
@@ -29,11 +28,12 @@ from jaxgen.runtime import mesh as meshes
 
 PROGRAM = "python -m benchmarks.linear_probe"
 FIELDS = ("label", "sublabel")  # groups, subgroups
+SHIPPED = "shipped:classifier"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    run: str = "shipped:classifier"
+    run: str = SHIPPED
     """A classifier of OpenMoji's subgroups: the folder of its run."""
 
     def check(self) -> None:
@@ -71,19 +71,33 @@ def main() -> None:
             "groups, classifier": _groups(told, splits) == groups.label_ids,
             "subgroups, classifier": told.argmax(1) == subgroups.label_ids,
         }
-        found: dict[str, Any] = {"command": PROGRAM, "hardware": machine.hardware()}
-        found["images"], found["accuracy"] = len(groups), {}
+        device = machine.hardware()
+        found: dict[str, Any] = {
+            "command": reports.command(PROGRAM, sys.argv[1:]),
+            "hardware": device,
+            "versions": machine.versions(),
+            "run": _name(options.run),
+            "size": data.size,
+            "images": len(groups),
+            "accuracy": {},
+        }
         for name, each in right.items():
             estimate = of_share(each)
             found["accuracy"][name] = estimate._asdict()
             value, low, high = (100 * v for v in estimate)
             print(f"{name:22} {value:.1f} % ({low:.1f} to {high:.1f})", flush=True)
-        device = machine.hardware()
-        folder = RESULTS / machine.slug(device["device"], device["count"])
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "linear_probe.json"
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        path = machine.folder(device) / file(options.run)
+        reports.write(found, path)
         print(f"numbers: {path}")
+
+
+def file(run: str) -> str:
+    """Name of the numbers of a run; the README cites those of the shipped one."""
+    return (
+        "linear_probe.json"
+        if run == SHIPPED
+        else f"linear_probe_{_name(run).replace(':', '_')}.json"
+    )
 
 
 def _probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -105,6 +119,11 @@ def _groups(told: np.ndarray, splits: Any) -> np.ndarray:
     for split in ("train", "test"):
         belongs[splits["sublabel", split].label_ids, splits["label", split].label_ids] = 1
     return np.argmax(told @ belongs, axis=1)
+
+
+def _name(run: str) -> str:
+    """A run without the folders of this machine."""
+    return run if run == SHIPPED else Path(run).resolve().name
 
 
 if __name__ == "__main__":

@@ -12,15 +12,13 @@ the parameters those whose gradient is below a hundredth of its array's largest.
 
 import dataclasses
 import functools
-import json
 import sys
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.machine import RESULTS
+from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen import methods
 from jaxgen.config import Data, Experiment, Mesh, Optimizer, Train
@@ -150,11 +148,13 @@ def main() -> None:
                       f"{found.gradients:.1e}  parameters {found.parameters:.1e}  {found.where}",
                       flush=True)  # fmt: skip
         device = machine.hardware()
-        report = {"command": " ".join([PROGRAM, *sys.argv[1:]]), "hardware": device}
-        folder = RESULTS / machine.slug(device["device"], device["count"])
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "meshes.json"
-        path.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        report = {
+            "command": reports.command(PROGRAM, sys.argv[1:]),
+            "hardware": device,
+            "rows": rows,
+        }
+        path = machine.folder(device) / "meshes.json"
+        reports.write(report, path)
         print(f"numbers: {path}")
 
 

@@ -1,6 +1,7 @@
 """What PyTorch's DataLoader reads in the comparison; its workers import this file and no JAX."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,18 @@ class Arrays:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self.images[index], "caption": self.tokens[index]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+    """Row numbers without end, every epoch in an order of its own, as a DataLoader's sampler.
+
+    Where a sampler ends, a DataLoader drops the last batch and its workers begin with nothing read.
+    """
+
+    rows: int
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng(0)
+        while True:
+            yield from rng.permutation(self.rows).tolist()

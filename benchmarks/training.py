@@ -40,6 +40,8 @@ SMALL += ("threshold_diffusion", "classifier", "flow_matching")
 LARGE = ("dit_64", "add_64", "diffusion_64", "add_sd21", "gan_64", "ladd_64", "vae_64")
 LARGE += ("latent_diffusion_64", "add_latent_64", "threshold_diffusion_64", "classifier_64")
 STEPS_BATCH = 64  # of which CPU devices are a divisor
+# Numbers that differ in these do not belong in one table; machines of one folder may.
+COMPARED = ("hardware", "versions", "repeats")
 
 ITEMS = {
     "cpu": ("unet:tiny:float32", "data:32", *(f"step:{name}" for name in SMALL)),
@@ -109,7 +111,7 @@ def main() -> None:
             "versions": machine.versions(),
             "repeats": options.repeats,
         }
-        report = reports.taken_up(head, path, ("repeats", "versions"), options.anew)
+        report = reports.taken_up(head, path, COMPARED, options.anew)
         items = options.items or ITEMS.get(device["platform"], ON_ACCELERATOR)
         left = measure(items, options, end, report, path, _child)
         print(table(report))
@@ -129,10 +131,16 @@ def measure(
     """Adds to `report`, and to its file, until time.monotonic() is `end`; how many are left.
 
     `child(item, options, seconds)` measures one; a result with a `reason` is why it was skipped.
+    With a trace, a train step is done only when its row says where the time went.
     """
+    whole = end - time.monotonic()
+
+    def is_done(item: str, seconds: float) -> bool:
+        return _is_done(report, item, seconds, bool(options.trace))
+
     for item in items:
         seconds = end - time.monotonic()
-        if seconds <= 0 or (_is_done(report, item, seconds) and not options.trace):
+        if seconds <= 0 or is_done(item, seconds):
             continue
         row = {"item": item, "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")}
         row |= child(item, options, seconds)
@@ -144,7 +152,7 @@ def measure(
             report["measured"].append(row)
         reports.write(report, path)
         print(line(row), flush=True)
-    return sum(not _is_done(report, item, 60 * options.minutes) for item in items)
+    return sum(not is_done(item, whole) for item in items)
 
 
 def measured(item: str, repeats: int, trace: str) -> dict[str, Any]:
@@ -196,8 +204,9 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def _is_done(report: Report, item: str, seconds: float) -> bool:
-    done = any(row["item"] == item for row in report["measured"])
+def _is_done(report: Report, item: str, seconds: float, traced: bool) -> bool:
+    wanted = traced and item.startswith("step:")
+    done = any(row["item"] == item and ("where" in row or not wanted) for row in report["measured"])
     return done or any(
         row["item"] == item and reports.still_holds(row, seconds) for row in report["skipped"]
     )

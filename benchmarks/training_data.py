@@ -2,12 +2,14 @@
 
 Each reads the same files twice over: decoded beforehand and kept in memory, as jaxgen does with
 sets under a gigabyte and as is natural in PyTorch for small ones; and decoded when their turn
-comes, by jaxgen's threads and by PyTorch's worker processes, one a core.
+comes, by jaxgen's threads and by PyTorch's worker processes, one a core. Batches of both run on
+across the end of an epoch, so that nobody's workers fall idle there.
 """
 
 import functools
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks import timing
-from benchmarks.torch_data import Arrays, Files
+from benchmarks.torch_data import Arrays, Files, Shuffled
 from jaxgen.data import source as sources
 from jaxgen.data.pipeline import batches, iterate
 from jaxgen.data.source import Source
@@ -26,19 +28,21 @@ from jaxgen.data.sources import open_source
 from jaxgen.text import tokenizer as words
 
 PICTURES, BATCH, LENGTH = 2000, 64, 16
+MOST_BYTES = 2**28  # of decoded pictures, of which there are fewer where they are large
 BLOCK = 1.0  # seconds that are timed at once
-AHEAD = 24  # batches, more than any of them reads ahead
+PREFETCHED = 2  # batches that each of PyTorch's workers reads ahead, as by default
 REST = 1.0  # seconds in which the others' workers read ahead and fall quiet
 SHAPES = 12  # in a generated picture
 
 
-def measured(side: int, repeats: int, pictures: int = PICTURES) -> dict[str, Any]:
+def measured(side: int, repeats: int, pictures: int = 0) -> dict[str, Any]:
     """Images per second of each way to read pictures of `side` pixels, in turns."""
+    pictures = pictures or count_of(side)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_pictures(folder, pictures, side)
         opened = {
-            "jaxgen, in memory": _opened(folder, side, sources.IN_MEMORY_BYTES),
+            "jaxgen, in memory": _opened(folder, side, sys.maxsize),
             "jaxgen, decoding": _opened(folder, side, 0),
         }
         kept, _ = opened["jaxgen, in memory"]
@@ -54,9 +58,10 @@ def measured(side: int, repeats: int, pictures: int = PICTURES) -> dict[str, Any
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         readers["torch, in memory"] = _torch(arrays, 0)
         readers["torch, decoding"] = _torch(files, cores)
-        counts = {name: _count(reader) for name, reader in readers.items()}
+        most = ahead(cores)
+        counts = {name: _count(reader, most) for name, reader in readers.items()}
         runs = {
-            name: functools.partial(_taken, reader, counts[name])
+            name: functools.partial(taken, reader, counts[name], most)
             for name, reader in readers.items()
         }
         times = timing.interleaved(runs, repeats)
@@ -81,6 +86,11 @@ def measured(side: int, repeats: int, pictures: int = PICTURES) -> dict[str, Any
     }
 
 
+def count_of(side: int) -> int:
+    """How many pictures of that size are generated: a batch at least."""
+    return max(BATCH, min(PICTURES, MOST_BYTES // (3 * side**2)))
+
+
 def write_pictures(folder: Path, count: int, side: int) -> None:
     """PNG files of coloured shapes on a gradient, in two folders, with captions."""
     rng = np.random.default_rng(0)
@@ -101,6 +111,22 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(told), encoding="utf-8")
 
 
+def ahead(workers: int) -> int:
+    """Batches, more than any of them reads ahead: jaxgen 8, as `iterate` has it."""
+    return PREFETCHED * workers + 8
+
+
+def taken(reader: Iterator[Any], count: int, ready: int) -> float:
+    """Seconds of one of `count` batches, after `ready` that may have been read ahead."""
+    time.sleep(REST)
+    for _ in range(ready):
+        next(reader)
+    begun = time.perf_counter()
+    for _ in range(count):
+        next(reader)
+    return (time.perf_counter() - begun) / count
+
+
 def _opened(folder: Path, side: int, most: int) -> tuple[Source, float]:
     """The folder as jaxgen opens it, if sets below `most` bytes are kept; seconds of doing so."""
     before, sources.IN_MEMORY_BYTES = sources.IN_MEMORY_BYTES, most
@@ -113,29 +139,18 @@ def _opened(folder: Path, side: int, most: int) -> tuple[Source, float]:
 
 
 def _torch(dataset: Any, workers: int) -> Iterator[Any]:
-    """Batches without end, each epoch shuffled."""
+    """Batches without end."""
     from torch.utils.data import DataLoader
 
     some: dict[str, Any] = {"multiprocessing_context": "spawn", "persistent_workers": True}
+    some |= {"prefetch_factor": PREFETCHED}
     loader = DataLoader(
-        dataset, BATCH, shuffle=True, drop_last=True, num_workers=workers,
+        dataset, BATCH, sampler=Shuffled(len(dataset)), drop_last=True, num_workers=workers,
         **(some if workers else {}),
     )  # fmt: skip
-    while True:
-        yield from loader
+    yield from loader
 
 
-def _count(reader: Iterator[Any]) -> int:
-    """Batches that take a `BLOCK` of seconds, or a few where one takes long."""
-    return max(4, round(BLOCK / _taken(reader, 4)))
-
-
-def _taken(reader: Iterator[Any], count: int) -> float:
-    """Seconds of one of `count` batches, after those that were read ahead."""
-    time.sleep(REST)
-    for _ in range(AHEAD):
-        next(reader)
-    begun = time.perf_counter()
-    for _ in range(count):
-        next(reader)
-    return (time.perf_counter() - begun) / count
+def _count(reader: Iterator[Any], ready: int) -> int:
+    """Batches that take a `BLOCK` of seconds; no fewer than `ready`, for workers end in bursts."""
+    return max(ready, round(BLOCK / taken(reader, ready, ready)))

@@ -37,11 +37,11 @@ def measured(name: str, repeats: int, trace: str) -> dict[str, Any]:
     """The report of a config's train step; with `trace`, a profile is left in that folder.
 
     The networks are random, of the config's shapes: no teacher or codec needs to be trained. The
-    batch is halved until it fits. UserError where not even the smallest does.
+    batch is halved until it fits, and peaks of memory, which then are those of the larger batches,
+    are left out. UserError where not even the smallest does.
     """
     config = configs.load(name)
     meshes.prepare(config.train.batch)
-    most = ceilings.measured(_dtype(config))
     with tempfile.TemporaryDirectory() as folder:
         source = _source(config, Path(folder))
         batch = config.train.batch
@@ -49,17 +49,20 @@ def measured(name: str, repeats: int, trace: str) -> dict[str, Any]:
             train = dataclasses.replace(config.train, batch=batch)
             try:
                 tried = dataclasses.replace(config, train=train)
-                return _measured(tried, source, repeats, most, trace)
+                row = _measured(tried, source, repeats, trace)
+                break
             except jax.errors.JaxRuntimeError as error:
                 reason = timing.exhausted(error)
             if batch % 2:
                 raise UserError(f"{reason}, even for a batch of {batch}")
             batch //= 2
+    if batch < config.train.batch:
+        row["memory"] |= {"device_peak": None, "process_peak": None}
+    # Last, for the peaks of memory are this process's.
+    return row | reached(row, _dtype(config), row["seconds_per_step"]["alone"]["median"])
 
 
-def _measured(
-    config: Any, source: Source, repeats: int, most: ceilings.Ceilings, trace: str
-) -> dict[str, Any]:
+def _measured(config: Any, source: Source, repeats: int, trace: str) -> dict[str, Any]:
     batch, mesh = config.train.batch, meshes.make(config.mesh, config.train.batch)
     config, tokenizer = _resolved(config, source)
     method = methods.of(config)
@@ -111,9 +114,7 @@ def _measured(
         "steps_timed_at_once": count,
         "compile_seconds": compile_seconds,
         "flops": flops,
-        **ceilings.shares(flops, timing.bytes_of(compiled), alone["median"], most),
-        **of_published(flops, alone["median"], _dtype(config)),
-        "ceilings": most._asdict(),
+        "bytes": timing.bytes_of(compiled),
         "pipeline": {
             "images_per_second": supply,
             "seconds_per_batch": pipeline,
@@ -129,14 +130,22 @@ def _measured(
     return row
 
 
-def of_published(flops: float, seconds: float, dtype: str) -> dict[str, float | None]:
-    """The share of the maker's peak FLOP/s, where that is known."""
+def reached(row: dict[str, Any], dtype: str, seconds: float) -> dict[str, Any]:
+    """The `flops` and `bytes` of a row's step of `seconds`, as shares of what is possible.
+
+    That is measured here, in memory of its own, and the maker's peak FLOP/s, where these are known.
+    """
+    most = ceilings.measured(dtype)
     peak = ceilings.published(dtype)
-    return {"share_of_published": flops / seconds / peak.flops if peak else None}
+    return {
+        **ceilings.shares(row["flops"], row["bytes"], seconds, most),
+        "share_of_published": row["flops"] / seconds / peak.flops if peak else None,
+        "ceilings": most._asdict(),
+    }
 
 
 def peaks() -> dict[str, int | None]:
-    """The most bytes so far: of one device, where it tells, and of this process in main memory."""
+    """The most bytes so far of this process: on one device, where it tells, and in main memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"device_peak": stats.get("peak_bytes_in_use"), "process_peak": resident}

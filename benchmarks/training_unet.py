@@ -2,24 +2,27 @@
 
 Network, mean squared error of its output, gradients of all weights, AdamW; no text encoder, no
 average. Weights are float32 on both sides; with bfloat16, activations are that: by the network's
-dtype in JAX, by autocast in PyTorch, where CUDA gets channels last. The losses are compared before
-anything is timed, and all take turns.
+dtype in JAX, by autocast in PyTorch. There, cuDNN's algorithms are chosen by trying them; CUDA gets
+channels last, a CPU the faster order of both. The losses are compared before anything is timed, and
+all take turns.
 """
 
+import copy
 import dataclasses
+import gc
 import json
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import ceilings, timing, training_step
 from benchmarks import subject as subjects
+from benchmarks import timing, training_step
 from benchmarks.vs_diffusers import SHAPES
 from jaxgen.errors import UserError
 from jaxgen.models.unet import UNet
@@ -35,8 +38,25 @@ ADAMW = {"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
 GOALS = {"cpu": ("eager", 1.2)}  # who is to be beaten by how much; else
 GOAL = ("compile", 1.0)
 GOAL_OF_PEAK = 0.5  # bf16, on a GPU
+TRIED = 3  # steps in each order of axes, the fastest of which counts
 
 Run = Callable[[], float]
+
+
+class Rivals(NamedTuple):
+    """PyTorch's part of the comparison."""
+
+    steps: dict[str, Run]
+    """A step each, on weights of its own."""
+    losses: dict[str, float]
+    """Of the first step."""
+    peaks: dict[str, int | None]
+    """The most device memory of a later step, the other's and the batch left out."""
+    layout: str
+    """The order of axes in memory."""
+    state: dict[str, np.ndarray]
+    """The weights that all begin with."""
+    unet: Any
 
 
 def measured(shape: str, dtype: str, repeats: int) -> dict[str, Any]:
@@ -45,50 +65,53 @@ def measured(shape: str, dtype: str, repeats: int) -> dict[str, Any]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     batch = BATCHES[shape]
     meshes.prepare(batch)
-    most = ceilings.measured(dtype)
     while True:
         try:
-            return _measured(shape, dtype, batch, repeats, most)
+            row = _measured(shape, dtype, batch, repeats)
+            break
         except (RuntimeError, MemoryError) as error:  # JAX's and PyTorch's are among them
             reason = timing.exhausted(error)
+        _free()
         if batch == 1:
             raise UserError(f"{reason}, even for a single image")
         batch //= 2
+    if batch < BATCHES[shape]:
+        row["memory"]["device_peak"] = None  # JAX's is that of the batch that did not fit
+    _free()
+    taken = row["seconds_per_step"]["jaxgen"]["median"]
+    return row | training_step.reached(row, dtype, taken) | {"goal_of_published": GOAL_OF_PEAK}
 
 
-def _measured(
-    shape: str, dtype: str, batch: int, repeats: int, most: ceilings.Ceilings
-) -> dict[str, Any]:
+def _measured(shape: str, dtype: str, batch: int, repeats: int) -> dict[str, Any]:
     values = _batch(SHAPES[shape]["unet"], batch)
-    steps, losses, state, unet = _torch(shape, dtype, values)
-    ours, losses["jaxgen"], facts = _jaxgen(unet, state, dtype, values)
+    rivals = _torch(shape, dtype, values)
+    ours, first, facts = _jaxgen(rivals.unet, rivals.state, dtype, values)
+    losses = rivals.losses | {"jaxgen": first}
     expected = losses["eager"]
     if any(abs(loss - expected) > CLOSE[dtype] * abs(expected) for loss in losses.values()):
         raise UserError(
             f"the losses differ by more than {CLOSE[dtype]:g} of {expected:g}: {losses}"
         )
-    runs = {"jaxgen": ours} | steps
+    runs = {"jaxgen": ours} | rivals.steps
     for run in runs.values():
         run()
     times = timing.interleaved({name: _timed(run) for name, run in runs.items()}, repeats)
     spreads = {name: timing.spread(found) for name, found in times.items()}
     rival, factor = GOALS.get(jax.default_backend(), GOAL)
     seconds = {name: found["median"] for name, found in spreads.items()}
+    memory = facts.pop("memory") | {"torch_peaks": rivals.peaks}
     return {
         "shape": shape,
         "dtype": dtype,
         "batch": batch,
-        "devices": facts.pop("devices"),
+        "torch_layout": rivals.layout,
         "images_per_second": {name: batch / taken for name, taken in seconds.items()},
         "seconds_per_step": spreads,
-        "times_faster": {name: seconds[name] / seconds["jaxgen"] for name in steps},
+        "times_faster": {name: seconds[name] / seconds["jaxgen"] for name in rivals.steps},
         "goal": {"than": rival, "times": factor},
         "goal_met": seconds[rival] / seconds["jaxgen"] >= factor if rival in seconds else None,
         "losses": losses,
-        **ceilings.shares(facts["flops"], facts.pop("bytes"), seconds["jaxgen"], most),
-        **training_step.of_published(facts["flops"], seconds["jaxgen"], dtype),
-        "goal_of_published": GOAL_OF_PEAK,
-        "ceilings": most._asdict(),
+        "memory": memory,
         **facts,
     }
 
@@ -152,33 +175,31 @@ def _jaxgen(
         "flops": flops,
         "bytes": timing.bytes_of(compiled),
         "compile_seconds": compile_seconds,
-        "memory": {"program": memory.total, **training_step.peaks(), "torch_peak": _torch_peak()},
+        "memory": {
+            "program": memory.total,
+            "device_peak": training_step.peaks()["device_peak"],
+        },
     }  # fmt: skip
 
 
-def _torch(
-    shape: str, dtype: str, values: dict[str, np.ndarray]
-) -> tuple[dict[str, Callable[[], float]], dict[str, float], dict[str, np.ndarray], Any]:
-    """Steps by diffusers' network, each on weights of its own, and their first losses; the weights
-    that all begin with; the network."""
-    import copy
-
+def _torch(shape: str, dtype: str, values: dict[str, np.ndarray]) -> Rivals:
+    """Steps by diffusers' network, eager and compiled where that can be."""
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")  # as XLA on a GPU by default
+    torch.backends.cudnn.benchmark = True
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"
-    layout: Any = torch.channels_last if cuda else torch.contiguous_format
     unet: Any = UNet2DConditionModel(**SHAPES[shape]["unet"])
     state = {name: tensor.numpy().copy() for name, tensor in unet.state_dict().items()}
     placed = {name: torch.from_numpy(value).to(device) for name, value in values.items()}
-    x, target = (placed[n].permute(0, 3, 1, 2).contiguous(memory_format=layout)
-                 for n in ("x", "target"))  # fmt: skip
 
-    def stepping(network: Any, compiled: bool) -> Callable[[], float]:
-        network = network.to(device, memory_format=layout).train()
+    def stepping(layout: Any, compiled: bool) -> Run:
+        network = copy.deepcopy(unet).to(device, memory_format=layout).train()
+        x, target = (placed[n].permute(0, 3, 1, 2).contiguous(memory_format=layout)
+                     for n in ("x", "target"))  # fmt: skip
         adamw = torch.optim.AdamW(network.parameters(), **ADAMW, fused=True)
         called = torch.compile(network) if compiled else network
 
@@ -193,23 +214,46 @@ def _torch(
 
         return step
 
-    steps = {"eager": stepping(copy.deepcopy(unet), False)}
-    losses = {"eager": steps["eager"]()}
-    compiled = stepping(copy.deepcopy(unet), True)
+    def tried(layout: Any, compiled: bool) -> tuple[Run, float, int | None]:
+        """A step that has begun, its first loss, its peak of device memory."""
+        before = torch.cuda.memory_allocated() if cuda else 0
+        step = stepping(layout, compiled)
+        loss = step()
+        if not cuda:
+            return step, loss, None
+        torch.cuda.reset_peak_memory_stats()  # algorithms were tried, and there were no moments
+        step()
+        return step, loss, torch.cuda.max_memory_allocated() - before
+
+    layouts = [torch.channels_last] + [torch.contiguous_format] * (not cuda)
+    found = {layout: tried(layout, False) for layout in layouts}
+    layout = min(layouts, key=lambda layout: _pace(found[layout][0]))
+    trials = {"eager": found.pop(layout)}
+    found.clear()
     try:
-        losses["compile"] = compiled()
-        steps["compile"] = compiled
+        trials["compile"] = tried(layout, True)
     except Exception as error:  # it needs a C++ compiler, Triton, and luck
         if "memory" in str(error):
             raise
         print(f"torch.compile is left out: {' '.join(str(error).split())[:200]}", flush=True)
-    return steps, losses, state, unet
+    if cuda:
+        torch.cuda.empty_cache()  # trying algorithms took more than the steps will
+    steps, losses, peaks = ({name: trial[n] for name, trial in trials.items()} for n in range(3))
+    return Rivals(steps, losses, peaks, str(layout).removeprefix("torch."), state, unet)  # pyright: ignore[reportArgumentType]
 
 
-def _torch_peak() -> int | None:
+def _free() -> None:
+    """Gives back what neither library uses any more: each keeps it from the other."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    torch.compiler.reset()  # else the next batch's size is compiled for as one of many
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _pace(step: Run) -> float:
+    return min(_timed(step)() for _ in range(TRIED))
 
 
 def _timed(step: Callable[[], float]) -> Run:

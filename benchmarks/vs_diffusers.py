@@ -12,7 +12,6 @@ program. The pictures are compared before anything is timed, and all take turns.
 import dataclasses
 import functools
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -25,8 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.machine import RESULTS
+from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen import methods, stages
 from jaxgen.diffusion.sampler import Sampler
@@ -83,18 +81,16 @@ def main() -> None:
             rows = [row for b in options.batches for row in _rows(loaded, torch_draws, b, options)]
         device = machine.hardware()
         report = {
-            "command": shlex.join([*PROGRAM.split(), *sys.argv[1:]]),
+            "command": reports.command(PROGRAM, sys.argv[1:]),
             "hardware": device,
             "versions": machine.versions(),
             "shape": options.shape,
             "dtype": options.dtype,
             "rows": rows,
         }
-        out = RESULTS / machine.slug(device["device"], device["count"])
-        out.mkdir(parents=True, exist_ok=True)
-        file = out / f"vs_diffusers_{options.shape}_{options.dtype}.json"
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(f"numbers: {file}")
+        path = machine.folder(device) / f"vs_diffusers_{options.shape}_{options.dtype}.json"
+        reports.write(report, path)
+        print(f"numbers: {path}")
 
 
 Draw = Callable[[np.ndarray, np.ndarray], Any]

@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import time
@@ -11,6 +13,7 @@ import pytest
 
 from benchmarks import (
     ceilings,
+    linear_probe,
     machine,
     profiles,
     reports,
@@ -18,8 +21,10 @@ from benchmarks import (
     training,
     training_data,
     training_step,
+    training_unet,
 )
 from benchmarks.training import Options
+from jaxgen.data import source as sources
 from jaxgen.errors import UserError
 from jaxgen.runtime import mesh as meshes
 
@@ -52,7 +57,15 @@ def test_a_train_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(training_step.words, "build", lambda captions: _build(captions, 10, 10))
     (tmp_path / "micro.py").write_text(CONFIG, encoding="utf-8")
     trace = tmp_path / "trace"
+    order = []
+    for module, name in ((training_step, "peaks"), (ceilings, "measured")):
+        told = getattr(module, name)
+        said = functools.partial(
+            lambda name, told, *a: (order.append(name), told(*a))[1], name, told
+        )
+        monkeypatch.setattr(module, name, said)
     row = training_step.measured(str(tmp_path / "micro.py"), 2, str(trace))
+    assert order == ["peaks", "measured"]  # what the ceilings take is not the step's
     assert (row["config"], row["method"], row["dtype"]) == ("micro", "classifier", "float32")
     fed, alone = (row["seconds_per_step"][how] for how in ("fed", "alone"))
     assert len(fed["runs"]) == len(alone["runs"]) == 2
@@ -72,10 +85,13 @@ def test_a_train_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
+    fits = 0
 
     def measured(config: Any, *rest: Any) -> dict[str, Any]:
         tried.append(config.train.batch)
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        if config.train.batch > fits:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return _row({"device_peak": 9, "process_peak": 9, "program": 7}, "alone")
 
     monkeypatch.setattr(meshes, "prepare", lambda batch: None)
     monkeypatch.setattr(training_step, "_measured", measured)
@@ -83,10 +99,63 @@ def test_the_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> N
     found = training.measured("step:add", 1, "")
     assert tried == [24, 12, 6, 3]
     assert found["reason"].startswith(timing.MEMORY)
+    fits = 24
+    assert training.measured("step:add", 1, "")["memory"]["device_peak"] == 9
+    fits = 12  # and the peaks are those of 24
+    memory = training.measured("step:add", 1, "")["memory"]
+    assert memory == {"device_peak": None, "process_peak": None, "program": 7}
+
+
+def test_the_unet_is_measured_before_the_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    def measured(shape: str, dtype: str, batch: int, repeats: int) -> dict[str, Any]:
+        order.append(batch)
+        if batch > 8:
+            raise RuntimeError("CUDA out of memory.")
+        return _row({"device_peak": 9, "torch_peaks": {"eager": 5}}, "jaxgen")
+
+    most = ceilings.Ceilings(8.0, 8.0)
+    monkeypatch.setattr(meshes, "prepare", lambda batch: None)
+    monkeypatch.setattr(training_unet, "_measured", measured)
+    monkeypatch.setattr(training_unet, "_free", lambda: order.append("freed"))
+    monkeypatch.setattr(ceilings, "measured", lambda dtype: (order.append("ceilings"), most)[1])
+    row = training_unet.measured("tiny", "float32", 1)
+    assert order == [16, "freed", 8, "freed", "ceilings"]
+    assert (row["share_of_flops"], row["share_of_bytes"]) == (0.25, 0.5)
+    assert row["memory"] == {"device_peak": None, "torch_peaks": {"eager": 5}}
+
+
+def test_torch_has_the_faster_order_of_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    unet = {
+        "sample_size": 8,
+        "block_out_channels": (32,),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "cross_attention_dim": 8,
+    }
+    paces = iter((1.0, 2.0, 2.0, 1.0))
+    monkeypatch.setitem(training_unet.SHAPES, "micro", {"unet": unet})
+    monkeypatch.setattr(training_unet, "_pace", lambda step: next(paces))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    values = training_unet._batch(unet, 2)
+    first, second = (training_unet._torch("micro", "float32", values) for _ in range(2))
+    assert (first.layout, second.layout) == ("channels_last", "contiguous_format")
+    losses = [loss for rivals in (first, second) for loss in rivals.losses.values()]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-4)  # all from the same weights
+    assert first.steps.keys() == first.peaks.keys() == {"eager", "compile"}
+    assert torch.backends.cudnn.benchmark  # with False, a convolution's first guess is timed
 
 
 def test_readers_give_the_same_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(), raising=False)
+    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 1000)  # too few for them
     row = training_data.measured(16, 1, pictures=90)
     pace = {name: found["images_per_second"] for name, found in row["readers"].items()}
     assert len(pace) == 4
@@ -102,14 +171,36 @@ def test_readers_give_the_same_pictures(monkeypatch: pytest.MonkeyPatch, tmp_pat
         np.testing.assert_array_equal(lazy.images[n], torch[n]["image"])
 
 
+def test_large_pictures_are_few() -> None:
+    assert [training_data.count_of(side) for side in (32, 64, 512, 4096)] == [2000, 2000, 341, 64]
+
+
+def test_torch_reads_across_the_end_of_an_epoch() -> None:
+    rows = np.arange(96)
+    reader = training_data._torch(training_data.Arrays(rows, rows), 0)
+    read = np.concatenate([next(reader)["image"].numpy() for _ in range(3)])
+    first, second = read[:96], read[96:]  # three batches of 64 are two epochs
+    assert sorted(first) == sorted(second) == rows.tolist()
+    assert first.tolist() != second.tolist()
+
+
+def test_what_workers_had_ready_is_not_timed() -> None:
+    workers = 16
+    slow = (time.sleep(0.002 * (number >= 2 * workers)) for number in itertools.count())
+    assert training_data.taken(slow, 4, training_data.ahead(workers)) >= 0.002
+
+
 @pytest.fixture
 def begun(tmp_path: Path) -> Any:
     path = tmp_path / "training.json"
     head = {"benchmark": "training", "hardware": machine.hardware(), "repeats": 1}
     head |= {"versions": machine.versions()}
 
-    def measure(items: tuple[str, ...], seconds: float, child: Any, **more: Any) -> int:
-        report = reports.taken_up(head, path, ("repeats",), False)
+    def measure(
+        items: tuple[str, ...], seconds: float, child: Any, cores: int = 0, **more: Any
+    ) -> int:
+        hardware = head["hardware"] | ({"cores": cores} if cores else {})
+        report = reports.taken_up(head | {"hardware": hardware}, path, training.COMPARED, False)
         end = time.monotonic() + seconds
         options = Options(minutes=seconds / 60, **more)
         return training.measure(items, options, end, report, path, child)
@@ -129,7 +220,8 @@ def test_a_stopped_measurement_goes_on(begun: Any) -> None:
             return {"reason": f"{timing.MEMORY}, even for a batch of 1"}
         if item == "step:vae":
             return {"reason": "takes longer than the 100 s that were left"}
-        return {"readers": {"jaxgen": {"images_per_second": 5.0}}}
+        found = {"readers": {"jaxgen": {"images_per_second": 5.0}}}
+        return found | ({"where": []} if options.trace and item != "data:8" else {})
 
     items = ("step:dit", "step:gan", "step:add", "step:vae")
     with pytest.raises(KeyboardInterrupt):
@@ -141,11 +233,14 @@ def test_a_stopped_measurement_goes_on(begun: Any) -> None:
     assert len(asked) == 5
     measure(items, 200.0, child)  # memory stays what it was; there is more time
     assert asked[5:] == ["step:vae"]
-    measure(("step:dit",), 100.0, child, trace="folder")
-    assert asked[6:] == ["step:dit"]
+    for _ in range(2):  # once more for the trace, which a reader of pictures has none of
+        assert measure(("step:dit", "data:8"), 100.0, child, trace="folder") == 0
+        assert asked[6:] == ["step:dit", "data:8"]
     report = reports.read(path, "training")
-    assert len(report["measured"]) == len(report["skipped"]) == 2
+    assert [len(report[field]) for field in ("measured", "skipped")] == [3, 2]
     assert "step:add                     skipped: needs more memory" in training.table(report)
+    with pytest.raises(UserError, match="measured with another hardware; --anew"):
+        measure(items, 100.0, child, cores=1000)
 
 
 def test_lines_say_how_far_from_the_goals() -> None:
@@ -186,6 +281,23 @@ def test_unknown_items_are_refused(item: str, said: str) -> None:
 def test_all_items_are_known() -> None:
     for items in (training.ITEMS["cpu"], training.ON_ACCELERATOR):
         Options(items=items).check()
+
+
+@pytest.mark.parametrize(
+    ("run", "file"),
+    [
+        ("shipped:classifier", "linear_probe.json"),  # which the README cites
+        ("/somewhere/runs/classifier_64/", "linear_probe_classifier_64.json"),
+    ],
+)
+def test_a_probe_beside_another_run_leaves_the_cited_numbers(run: str, file: str) -> None:
+    assert linear_probe.file(run) == file
+
+
+def _row(memory: dict[str, Any], name: str) -> dict[str, Any]:
+    """A step of 2 operations, 4 bytes and a second."""
+    found = {"flops": 2.0, "bytes": 4.0, "memory": memory}
+    return found | {"seconds_per_step": {name: {"median": 1.0}}}
 
 
 _build = training_step.words.build
