@@ -1,7 +1,6 @@
 """One method's train step as `jaxgen.train` runs it: its pace, its memory, and what feeds it."""
 
 import dataclasses
-import functools
 import math
 import resource
 import tempfile
@@ -24,7 +23,6 @@ from jaxgen.data.sources import open_source
 from jaxgen.errors import UserError
 from jaxgen.runtime import costs, loop
 from jaxgen.runtime import mesh as meshes
-from jaxgen.state import stream
 from jaxgen.text import tokenizer as words
 
 BLOCK = 1.0  # seconds that are timed at once, if a step does not take longer
@@ -65,18 +63,14 @@ def measured(name: str, repeats: int, trace: str) -> dict[str, Any]:
 def _measured(config: Any, source: Source, repeats: int, trace: str) -> dict[str, Any]:
     batch, mesh = config.train.batch, meshes.make(config.mesh, config.train.batch)
     config, tokenizer = _resolved(config, source)
-    method = methods.of(config)
     frozen = subjects.noisy(stages.frozen_shapes(config))
     data = _data(config, source, tokenizer, frozen)
+    frozen = methods.seeded(config, frozen)
     frozen = meshes.put(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
-
-    def init(frozen: Any) -> Any:
-        return method.init(config, frozen, stream(config.seed, 0, "init"))
-
+    init, train_step = methods.programs(config)
     where = meshes.over_parameters(mesh, jax.eval_shape(init, frozen), config.mesh.rules)
     options: Any = {"xla_backend_optimization_level": 0}  # as jaxgen.runtime.loop does
     state = jax.jit(init, out_shardings=where, compiler_options=options)(frozen)
-    train_step = functools.partial(method.train_step, config)
     placed = meshes.put_batch(mesh, next(data))
     flops = subjects.flops_of(train_step, state, frozen, placed)
     begun = time.perf_counter()
