@@ -2,10 +2,10 @@
 
 Command:  python -m jaxgen.train --config=gan
 Hardware: 2 CPU cores.
-Time:     9 minutes for 2000 steps beside other work, on the 274 pictures of
+Time:     31 minutes for 2000 steps beside much other work, on the 274 pictures of
           --data.name=openmoji:smileys-emotion,food-drink.
-Result:   there, colours and no shapes: the discriminator comes to judge every pair rightly, and
-          does so under --gamma 10 2 too.
+Result:   there, of eight captions shown the red heart, the sleeping face, the apple and the carrot
+          can be told; 94 % of the pairs are judged rightly, and 8 % of the fakes pass.
 """
 
 from jaxgen import config as configs
