@@ -351,6 +351,29 @@ def _refuse_unknown(config: Any, arguments: Sequence[str]) -> None:
 
 
 def _one_line(box: str) -> str:
-    text = re.sub(r"[╭╮╰╯│─]+", " ", box)
-    text = re.sub(r"Parsing error|Value error|For full helptext.*", " ", text)
-    return " ".join(text.split()) or "the command line cannot be read; see --help"
+    """What tyro says in a box, in the words of our own messages."""
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
+    for said, told in _TOLD:
+        if found := re.search(said, text):
+            return found.expand(told)
+    text = re.sub(r"Parsing error|Value error|For full helptext.*", "", text).strip()
+    return text or "the command line cannot be read; see --help"
+
+
+_TOLD = (
+    (
+        r"Unrecognized options: (.+?)(?= For full|$)",
+        r"unexpected \1: a value goes with its option, as in --option=VALUE, and several words in "
+        "quotes",
+    ),
+    (r"Missing value for argument '(\S+?)'. Expected (\d+)", r"\1 needs \2 value(s)"),
+    (
+        r"invalid choice (\S+) for argument '(\S+?)'. Expected one of \((.+?),?\)",
+        r"\2 \1 is none of \3",
+    ),
+    (
+        r"Error parsing (\S+):.*?('.*?').*Argument helptext: \S+ \S*INT\b",
+        r"\1 \2 is no whole number",
+    ),
+    (r"Error parsing (\S+):.*?('.*?').*Argument helptext: \S+ \S*FLOAT\b", r"\1 \2 is no number"),
+)  # tyro's words, and ours

@@ -45,7 +45,12 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--config=diffusin"], ["diffusin", "did you mean diffusion?", "add"]),
         (["--config="], ["--config needs a name"]),
         (["--optimizer.learning-rat", "1"], ["did you mean --optimizer.learning-rate?"]),
-        (["--train.steps", "many"], ["--train.steps", "many"]),
+        (["--train.steps", "many"], ["--train.steps 'many' is no whole number"]),
+        (["--sampler-steps", "x"], ["--sampler-steps 'x' is no whole number"]),
+        (["--optimizer.learning-rate=x"], ["--optimizer.learning-rate 'x' is no number"]),
+        (["--config=gan", "--gamma", "1"], ["--gamma needs 2 value(s)"]),
+        (["--seed"], ["--seed needs 1 value(s)"]),
+        (["--config=add", "--seed=1", "2"], ["unexpected 2", "--option=VALUE"]),
         (["--train.steps", "0"], ["--train.steps is 0"]),
         (["--train.batch=-4"], ["--train.batch is -4"]),
         (["--seed=-1"], ["--seed is -1"]),
@@ -73,6 +78,7 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--data.size", "30"], ["side 30", "multiple of 8", "--data.size"]),
         (["--model.text.width", "128"], ["128", "64"]),
         (["--model.prediction", "epsilon"], ["epsilon"]),
+        (["--model.prediction=noise"], ["--model.prediction 'noise' is none of 'epsilon'"]),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(arguments: list[str], words: list[str]) -> None:
