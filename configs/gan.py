@@ -5,7 +5,7 @@ Hardware: 2 CPU cores.
 Time:     31 minutes for 2000 steps beside much other work, on the 274 pictures of
           --data.name=openmoji:smileys-emotion,food-drink.
 Result:   there, of eight captions shown the red heart, the sleeping face, the apple and the carrot
-          can be told; 94 % of the pairs are judged rightly, and 8 % of the fakes pass.
+          can be told; Fréchet distance 6.0 and recall 91 % (docs/methods.md).
 """
 
 from jaxgen import config as configs
