@@ -1,7 +1,7 @@
 """A classifier of OpenMoji's subgroups that starts from what ImageNet has taught it, 64 px.
 
 Command:  python -m jaxgen.train --config=classifier_tuned
-Hardware: 2 CPU cores, 2.4 GB of memory.
+Hardware: 2 CPU cores.
 Result:   not trained whole. A third of it (--train.steps=500, 23 minutes beside much other work)
           came to 47.9 % of the 165 held-out pictures over 95 subgroups and still rose
           (benchmarks/results/cpu-2/classifier_tuned_train.log).

@@ -264,7 +264,9 @@ def _content(folder: Path) -> bytes:
 
 
 def judged_by(config: Experiment) -> set[str]:
-    """What judged the run while it was trained, or anything that it builds on, as `known_by`.
+    """What judged the run in training, or anything that it builds on, as `known_by`.
+
+    A classifier has no judge; of one, the network that it was tuned from.
 
     Among it `GONE` where that was a run whose folder is not there any more.
     """

@@ -37,6 +37,11 @@ class Classifier(Experiment):
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
 
+    @property
+    def classes(self) -> int:
+        """How many; the networks' configs all say so."""
+        return self.resnet.classes
+
     def roles(self) -> dict[str, str]:
         return {"features": eyes.EFFICIENTNET} if self.network == "efficientnet" else {}
 
@@ -107,7 +112,7 @@ def train_step(
     if config.data.flip:
         image = mirrored(stream(config.seed, state.step, "flip"), image)
     image = diffaug(stream(config.seed, state.step, "augment"), image, config.augment)
-    target = jax.nn.one_hot(batch["label"], config.resnet.classes)  # as many as any network's
+    target = jax.nn.one_hot(batch["label"], config.classes)
     target = optax.smooth_labels(target, config.label_smoothing)
     if config.mixup:
         image, target = _mixed(config, stream(config.seed, state.step, "mixup"), image, target)
@@ -143,7 +148,7 @@ def logits(
 def network(config: Classifier) -> ResNet | VitClassifier | EfficientNetLite0:
     """The network that the config names; a transformer's positions are for the data's size."""
     if config.network == "efficientnet":
-        return EfficientNetLite0(config.resnet.classes)
+        return EfficientNetLite0(config.classes)
     if config.network == "resnet":
         return ResNet(config.resnet)
     size = config.vit.size or config.data.size
