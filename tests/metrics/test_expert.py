@@ -24,11 +24,31 @@ def test_real_images_fool_it(halves):
     assert found.high - found.low < 0.12
 
 
-def test_blur_does_not_fool_it(halves):
-    real, other, _ = halves
-    blurred = ndimage.gaussian_filter(other.astype(np.float64), (0, 1.5, 1.5, 0)).astype(np.uint8)
-    found = expert_judge(real, blurred, jax.random.key(0))
-    assert found.low > 0.85
+def _blurred(images, groups):
+    return ndimage.gaussian_filter(images.astype(np.float64), (0, 1.5, 1.5, 0)).astype(np.uint8)
+
+
+def _noisy(images, groups):
+    noise = np.random.default_rng(1).normal(0.0, 40.0, images.shape)
+    return np.clip(images + noise, 0, 255).astype(np.uint8)
+
+
+def _of_one_group(images, groups):
+    names, counts = np.unique(groups, return_counts=True)
+    return np.resize(images[groups == names[counts.argmax()]], images.shape)
+
+
+def _few(images, groups):
+    return np.resize(images[:20], images.shape)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "least"), [(_blurred, 0.85), (_noisy, 0.85), (_of_one_group, 0.55), (_few, 0.55)]
+)
+def test_spoilt_images_do_not_fool_it(halves, spoilt, least):
+    real, other, groups = halves
+    found = expert_judge(real, spoilt(other, groups), jax.random.key(0))
+    assert found.low > least, found
 
 
 def test_copies_of_what_it_is_shown_are_a_coin_toss(halves, monkeypatch):

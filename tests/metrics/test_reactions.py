@@ -95,6 +95,9 @@ def test_retrieval_falls_from_1_to_chance(halves):
     shares = [found(noisy(real, strength)).value for strength in (0, 60, 400)]
     assert shares == sorted(shares, reverse=True)
     assert shares[2] < 0.9
+    assert found(blurred(real)).high < found(real).low
+    dropped = np.resize(real[:20], real.shape)  # twenty pictures, whatever the caption
+    assert found(dropped).high < 0.5
     unrelated = found(real[np.random.default_rng(0).permutation(len(real))])
     assert unrelated.low < 5 / len(real) < unrelated.high
 
@@ -108,4 +111,7 @@ def test_memorisation_is_seen_and_is_not_where_there_is_none(halves):
     assert median_ratio(copied, reference) < 0.3
     assert nearer(fresh, reference, 5).mean() < 0.15
     assert nearer(copied, reference, 5).mean() > 0.9
-    assert median_ratio(nearest(features(noisy(held_out, 60.0)), features(train)), reference) > 1.2
+    for spoilt in (noisy(held_out, 60.0), blurred(held_out)):
+        assert median_ratio(nearest(features(spoilt), features(train)), reference) > 1.1
+    few = nearest(features(np.resize(train[:20], train.shape)), features(train))
+    assert nearer(few, reference, 5).all()  # the same twenty of those it was trained on
