@@ -6,6 +6,7 @@ prints that as JSON, with as many CPU devices as there are for 64 images at once
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -23,7 +24,7 @@ from jaxgen.errors import UserError
 from jaxgen.runtime import mesh as meshes
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "diffusers")
 
 
 def asked(batch: int) -> dict[str, Any]:
@@ -70,6 +71,17 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def without_broken_torchvision() -> None:
+    """Before transformers is imported, which takes torchvision where it finds it.
+
+    The wheel that other packages bring does not load beside a PyTorch for the CPU alone.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
+        sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]
 
 
 def slug(device: str, count: int) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from benchmarks import subject as subjects
-from benchmarks import timing, training_step
+from benchmarks import machine, timing, training_step
 from benchmarks.vs_diffusers import SHAPES
 from jaxgen.errors import UserError
 from jaxgen.models.unet import UNet
@@ -184,6 +184,7 @@ def _jaxgen(
 
 def _torch(shape: str, dtype: str, values: dict[str, np.ndarray]) -> Rivals:
     """Steps by diffusers' network, eager and compiled where that can be."""
+    machine.without_broken_torchvision()
     import torch
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 

@@ -162,6 +162,7 @@ def _jaxgen(
 
 def _torch(folder: Path, options: Options) -> dict[str, Draw]:
     """The folder, written; what draws by diffusers' networks, eagerly and compiled."""
+    machine.without_broken_torchvision()
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
