@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import subject as subjects
 from benchmarks import machine, timing, training_step
+from benchmarks import subject as subjects
 from benchmarks.vs_diffusers import SHAPES
 from jaxgen.errors import UserError
 from jaxgen.models.unet import UNet
