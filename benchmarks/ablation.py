@@ -28,9 +28,8 @@ import numpy as np
 from benchmarks import ablation_report as told
 from benchmarks import machine, reports, runs
 from benchmarks.runs import Clock
-from jaxgen import cli, methods, quality, stages
+from jaxgen import cli, quality, stages
 from jaxgen import config as configs
-from jaxgen.config import Experiment
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
 from jaxgen.metrics import bootstrap, retrieval
@@ -200,18 +199,11 @@ def _train(options: Options, arm: Arm, seed: int, steps: int, folder: Path, cloc
     arguments += [f"--{text}" for text in options.overrides]
     arguments += arm.arguments
     if run.finished_steps(folder) >= steps:
-        _refuse_other(cli.configured(arguments, PROGRAM))
+        runs.refuse_other(cli.configured(arguments, PROGRAM))
         return
     runs.command("jaxgen.train", arguments, clock)
     if steps == options.steps:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 70 MB an arm and seed
-
-
-def _refuse_other(config: Experiment) -> None:
-    try:
-        run.refuse_other(config, methods.name(config))
-    except UserError as error:  # whose remedy is for who trains a single run
-        raise UserError(f"{str(error).partition(';')[0]}; use another --workdir") from None
 
 
 def _measured(options: Options, steps: int, folder: Path, clock: Clock) -> list[Measured]:

@@ -73,6 +73,23 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str:
+    """That of the checkout, `+` where files were changed since; none outside a checkout."""
+    asked = [
+        "git",
+        "-C",
+        str(RESULTS.parent.parent),
+        "describe",
+        "--always",
+        "--dirty=+",
+        "--exclude=*",
+    ]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        told = subprocess.run(asked, capture_output=True, check=True, text=True)
+        return told.stdout.strip()
+    return ""
+
+
 def without_broken_torchvision() -> None:
     """Before transformers is imported, which takes torchvision where it finds it.
 

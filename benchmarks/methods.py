@@ -11,9 +11,9 @@ start from the diffusion run of the same comparison and see a quarter as many im
 """
 
 import dataclasses
+import datetime
 import functools
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -91,16 +91,21 @@ def main() -> None:
         report = {
             "benchmark": "methods",
             "command": reports.command(PROGRAM, sys.argv[1:]),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": machine.commit(),
             "hardware": device,
             "versions": machine.versions(),
             "images": options.images,
             "data": options.data,
+            "grader": quality.title_of(grader),
+            "samples": options.samples,
+            "seed": 0,
             "rows": rows,
         }
         reports.write(report, folder / f"{name}.json")
-        (folder / f"{name}.md").write_text(_table(rows), encoding="utf-8")
+        (folder / f"{name}.md").write_text(markdown(report), encoding="utf-8")
         pictures.save(_grid(options), folder / f"{name}.png")
-        print(_table(rows))
+        print(markdown(report))
         print(f"numbers: {folder / name}.json, pictures: {folder / name}.png")
 
 
@@ -131,12 +136,26 @@ def _rows(
     return list(found.values())
 
 
+LEGEND = (
+    "Shares in %, ± the longer side of the 95 % interval. Trained: all parameters that are, of "
+    "discriminators and judges too. Told: how often a fresh classifier tells samples from real "
+    "images. Modes: distinct nearest training images, over those that as many even draws would "
+    "hit. Nearest: distance to the nearest training image over that of held-out pictures. Seconds "
+    "were taken in evaluating, beside whatever else ran."
+)
 COLUMNS = {title: what for title, what in evaluate.COLUMNS.items() if what[0] != "cmmd"}
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one table for training captions, one for held-out ones."""
-    parts = []
+def markdown(report: dict[str, Any]) -> str:
+    """What was measured and how, and a table for training captions and one for held-out ones."""
+    rows, device = report["rows"], report["hardware"]
+    parts = [
+        f"`{report['command']}` on {device['count']} x {device['device']}, "
+        f"{report['date'][:10]}, at commit {report['commit']}: {report['data']}, "
+        f"{report['images']} images seen (students: a quarter of that, after their teacher), "
+        f"graded by {report['grader']}, at most {report['samples']} samples, seed "
+        f"{report['seed']}.\n\n{LEGEND}\n"
+    ]
     for captions in (quality.TRAINING, quality.HELD_OUT):
         titles = ["method", "sampler", "px", "trained, M", "images", "s/image"]
         lines = [[*titles, *COLUMNS]]
@@ -158,7 +177,7 @@ ESTIMATE = ("value", "low", "high")
 
 
 def _grid(options: Options) -> Any:
-    """What each method makes of the captions that the diffusion config shows."""
+    """What each method makes of `CAPTIONS`."""
     loaded = {spec.config: stages.read(options.folder(spec)) for spec in options.specs()}
     source, _ = quality.both_splits(next(iter(loaded.values())).config, "")
     captions = [text for text in CAPTIONS if _row_of(source, text) >= 0]

@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgen import cli, methods, quality, stages
 from jaxgen import config as configs
-from jaxgen import methods, quality, stages
+from jaxgen.config import Experiment
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import EXIT_AGAIN, UserError
 from jaxgen.metrics.measures import LEAST
@@ -135,22 +136,32 @@ def with_patience(process: subprocess.Popen) -> None:
 def train(spec: Spec, budget: Budget, clock: Clock) -> None:
     """Trains the run to its share of the images, if it is not.
 
-    Raises UserError where its folder holds another.
+    Raises UserError where its folder holds another, or one that builds on older weights.
     """
     config, folder = configs.load(spec.config), budget.folder(spec)
     steps = math.ceil(budget.images * spec.share / config.train.batch)
+    arguments = [f"--config={spec.config}", f"--workdir={budget.workdir}"]
+    arguments += [f"--data.root={budget.root}", f"--data.name={budget.data}"]
+    arguments += [f"--train.steps={steps}"]
+    arguments += [f"--{role}={Path(budget.workdir) / name}" for role, name in spec.roles]
     if run.finished_steps(folder) != steps:
-        arguments = [f"--config={spec.config}", f"--workdir={budget.workdir}"]
-        arguments += [f"--data.root={budget.root}", f"--data.name={budget.data}"]
-        arguments += [f"--train.steps={steps}"]
-        arguments += [f"--{role}={Path(budget.workdir) / name}" for role, name in spec.roles]
         command("jaxgen.train", arguments, clock)
-    done, data = run.finished_steps(folder), stages.read(folder).config.data.name
-    if (done, data) != (steps, budget.data):
-        raise UserError(
-            f"{folder} has {done} steps on {data}, not {steps} on {budget.data}; use another "
-            "--workdir"
-        )
+    refuse_other(cli.configured(arguments, "jaxgen.train"))
+    if (done := run.finished_steps(folder)) != steps:
+        raise UserError(f"{folder} has {done} steps, not {steps}; use another --workdir")
+    begun = folder / run.WEIGHTS
+    for role, name in spec.roles:
+        source = Path(budget.workdir) / name / run.WEIGHTS
+        if source.stat().st_mtime > begun.stat().st_mtime:
+            raise UserError(f"{source} is newer than what {folder} made of its {role}; remove that")
+
+
+def refuse_other(config: Experiment) -> None:
+    """Raises UserError where the config's folder holds a run of another config."""
+    try:
+        run.refuse_other(config, methods.name(config))
+    except UserError as error:  # whose remedy is for who trains a single run
+        raise UserError(f"{str(error).partition(';')[0]}; use another --workdir") from None
 
 
 def measured(spec: Spec, budget: Budget, features: str, clock: Clock) -> list[Row]:

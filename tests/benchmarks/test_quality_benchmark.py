@@ -15,6 +15,7 @@ import pytest
 from benchmarks import machine, plots, quality, quality_report, runs
 from benchmarks.machine import RESULTS
 from benchmarks.runs import Clock
+from jaxgen import config as configs
 from jaxgen import stages
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import EXIT_AGAIN, UserError
@@ -225,3 +226,34 @@ def test_a_file_that_evaluate_did_not_write_is_refused(refused, tmp_path: Path) 
     for name in ("a.json", "none.json"):
         line = refused(quality.main, "--evaluated", str(tmp_path / name))
         assert f"{name} is no file of jaxgen.evaluate" in line
+
+
+def test_runs_of_another_config_or_of_older_weights_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, budget = runs.Spec("add", "1", roles=(("teacher", "diffusion"),)), runs.Budget(
+        images=12 * 24, workdir=str(tmp_path))  # fmt: skip
+    monkeypatch.setattr(runs, "command", lambda *_: pytest.fail("both are trained"))
+    monkeypatch.setattr(runs.run, "finished_steps", lambda folder: 12)
+    for seconds, name in enumerate(("diffusion", "add")):
+        weights = tmp_path / name / runs.run.WEIGHTS
+        weights.parent.mkdir()
+        weights.touch()
+        os.utime(weights, (seconds, seconds))
+    arguments = ["--config=add", f"--workdir={tmp_path}", f"--data.name={budget.data}",
+                 "--train.steps=12", f"--teacher={tmp_path}/diffusion"]  # fmt: skip
+    config: Any = configs.parse(configs.load("add"), arguments[1:], "test")
+    _describe(config)
+    runs.train(spec, budget, Clock(0))
+    os.utime(tmp_path / "diffusion" / runs.run.WEIGHTS, (2, 2))
+    with pytest.raises(UserError, match=r"newer than what .*add made of its teacher"):
+        runs.train(spec, budget, Clock(0))
+    _describe(dataclasses.replace(config, r1=config.r1 + 1))
+    with pytest.raises(UserError, match=r"holds a run with r1 .*; use another --workdir"):
+        runs.train(spec, budget, Clock(0))
+
+
+def _describe(config: Any) -> None:
+    text = runs.run._description(config, "add", (), "")
+    (config.folder / runs.run.CONFIG).write_text(text, encoding="utf-8")
+    (config.folder / runs.run.TOKENIZER).touch()
