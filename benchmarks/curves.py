@@ -1,4 +1,6 @@
-"""The course of an ADD run, drawn from its metrics log: what docs/add.md explains.
+"""The course of a run of ADD or of a GAN, drawn from its metrics log.
+
+docs/add.md explains what those of ADD say.
 
 python -m benchmarks.curves --log=runs/add/metrics.jsonl --out=curves.png
 """
@@ -15,13 +17,22 @@ from jaxgen import config as configs
 from jaxgen.errors import UserError, reported
 
 PROGRAM = "python -m benchmarks.curves"
-PANELS = {
+Panels = dict[str, tuple[str, ...]]  # title: metrics
+PANELS: Panels = {
     "the student's verdict, the judge's hinge": ("adversarial", "judge"),
     "shares that the judge takes for real": ("real_believed", "fake_believed"),
     "gradients at the student's pixels": ("adversarial_gradient", "distillation_gradient"),
     "distance to the teacher": ("distillation",),
     "gradient norms of the players": ("student_gradient", "judge_gradient"),
     "gradient penalty": ("r1",),
+}
+GAN: Panels = {
+    "shares: pairs judged rightly, fakes that pass": ("rightly_judged", "fakes_pass"),
+    "losses of the players": ("generator", "discriminator"),
+    "loss on captions of other pictures": ("mismatched",),
+    "gradient norms of the players": ("generator_gradient", "discriminator_gradient"),
+    "gradient penalties": ("r1", "r2"),
+    "weight of the penalties": ("gamma",),
 }
 
 
@@ -45,20 +56,27 @@ def main() -> None:
 
 
 def read(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics log of ADD."""
+    """The lines of a metrics log of ADD or of a GAN."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"--log {path} cannot be read ({error})") from None
-    wanted = {name for panel in PANELS.values() for name in panel}
-    if not lines or not wanted <= lines[0].keys():
-        raise UserError(f"--log {path} is no metrics log of ADD")
+    if not lines or not _panels(lines):
+        raise UserError(f"--log {path} is no metrics log of ADD or of a GAN")
     return lines
+
+
+def _panels(lines: Sequence[dict[str, float]]) -> Panels:
+    """Those whose metrics are all there; none where no method's are."""
+    for panels in (PANELS, GAN):
+        if {name for panel in panels.values() for name in panel} <= lines[0].keys():
+            return panels
+    return {}
 
 
 def draw(lines: Sequence[dict[str, float]], measured: Sequence[dict[str, Any]], path: Path) -> str:
     """Plots the log, and the Fréchet distance where a run was measured on its way."""
-    panels = list(PANELS.items())
+    panels = list(_panels(lines).items())
     if measured:
         panels[-1] = ("Fréchet distance at one step", ())
 

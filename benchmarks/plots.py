@@ -14,7 +14,7 @@ DRAWN = {
     "quality": "quality_report",
     "scaling": "scaling",
 }  # by a report's `benchmark`, the module here whose `draw` takes the report and the PNG's path
-HEALTHY = RESULTS / "cpu-2" / "add_metrics.jsonl"  # of docs/add.md
+COURSES = ("add", "gan")  # runs whose metrics are committed, and drawn in docs/
 
 
 def main() -> None:
@@ -22,7 +22,9 @@ def main() -> None:
         for line in drawn(RESULTS):
             print(line)
         docs = RESULTS.parent.parent / "docs"
-        print(curves.draw(curves.read(HEALTHY), [], docs / "add_curves.png"))
+        for name in COURSES:
+            log = curves.read(RESULTS / "cpu-2" / f"{name}_metrics.jsonl")
+            print(curves.draw(log, [], docs / f"{name}_curves.png"))
 
 
 def drawn(results: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 Command:  python -m jaxgen.train --config=gan
 Hardware: 2 CPU cores.
-Time:     31 minutes for 2000 steps beside much other work, on the 274 pictures of
+Time:     31 minutes beside much other work, on the 274 pictures of
           --data.name=openmoji:smileys-emotion,food-drink.
 Result:   there, of eight captions shown the red heart, the sleeping face, the apple and the carrot
           can be told; Fréchet distance 6.0 and recall 91 % (docs/methods.md).
@@ -34,7 +34,7 @@ config = Gan(
     shown=diffusion.shown,
     # The paper's .5 to .05 for 32 px ImageNet, and .05 to .005 for CIFAR, go with more images.
     gamma=(10.0, 2.0),
-    train=Train(steps=4000, batch=16, ema=0.998, log_every=50, sample_every=500),
+    train=Train(steps=2000, batch=16, ema=0.998, log_every=50, sample_every=500),
     optimizer=Optimizer(learning_rate=1e-3, warmup=0, b1=0.0, b2=0.99, clip=100.0),
     discriminator_optimizer=Optimizer(learning_rate=1e-3, warmup=0, b1=0.0, b2=0.99, clip=100.0),
 )
