@@ -8,18 +8,22 @@ with; the grader sees all at its own size.
 Trains each method's config as `methods/NAME` (a run that is finished is reused), evaluates it,
 and writes one table and one grid of pictures: the same captions down, the methods across. Students
 start from the diffusion run of the same comparison and see a quarter as many images again.
+With --only, what was measured of the others by the same options stays, each row with its commit;
+each method's column of the grid lies in results/HARDWARE/methods/, from which it is put together.
 """
 
 import dataclasses
 import datetime
 import functools
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from einops import repeat
+from einops import rearrange, repeat
 from jaxtyping import UInt8
+from PIL import Image
 
 from benchmarks import machine, reports, runs
 from benchmarks.runs import Budget, Clock, Spec
@@ -73,6 +77,9 @@ class Options(Budget):
         return [spec for spec in SPECS if spec.config in chosen]
 
 
+COMPARED = ("hardware", "images", "data", "grader", "samples", "seed")
+
+
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
@@ -81,18 +88,11 @@ def main() -> None:
         for spec in options.specs():
             runs.train(spec, options, clock)
         grader = runs.grader_of(options.specs(), options)
-        measured = {
-            spec.config: runs.measured(spec, options, grader, clock) for spec in options.specs()
-        }
-        rows = [row for spec in options.specs() for row in _rows(spec, options, measured)]
         device = machine.hardware()
-        folder = machine.folder(device)
-        name = f"methods_{options.only.replace(',', '_')}" if options.only else "methods"
-        report = {
+        path = machine.folder(device) / "methods.json"
+        head = {
             "benchmark": "methods",
             "command": reports.command(PROGRAM, sys.argv[1:]),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": machine.commit(),
             "hardware": device,
             "versions": machine.versions(),
             "images": options.images,
@@ -100,13 +100,33 @@ def main() -> None:
             "grader": quality.title_of(grader),
             "samples": options.samples,
             "seed": 0,
-            "rows": rows,
         }
-        reports.write(report, folder / f"{name}.json")
-        (folder / f"{name}.md").write_text(markdown(report), encoding="utf-8")
-        pictures.save(_grid(options), folder / f"{name}.png")
+        kept = standing(head, path) if options.only else {}
+        measured = {
+            spec.config: runs.measured(spec, options, grader, clock) for spec in options.specs()
+        }
+        kept |= {spec.config: _rows(spec, options, measured) for spec in options.specs()}
+        rows = [row for spec in SPECS for row in kept.get(spec.config, [])]
+        report = {**head, "captions": _draw(options, path.with_suffix("")), "rows": rows}
+        reports.write(report, path)
+        path.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+        pictures.save(_grid(report, path.with_suffix("")), path.with_suffix(".png"))
         print(markdown(report))
-        print(f"numbers: {folder / name}.json, pictures: {folder / name}.png")
+        print(f"numbers: {path}, pictures: {path.with_suffix('.png')}")
+
+
+def standing(head: dict[str, Any], path: Path) -> dict[str, list[dict[str, Any]]]:
+    """By method, the rows of the last comparison; UserError where its options were others."""
+    if not path.is_file():
+        return {}
+    report = reports.read(path, "methods")
+    for name in COMPARED:
+        if report.get(name) != head[name]:
+            raise UserError(f"{path} was measured with another {name}; leave --only out")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        found.setdefault(row["method"], []).append(row)
+    return found
 
 
 def _rows(
@@ -120,6 +140,8 @@ def _rows(
     log = logs.read(loaded.folder)
     cost = {
         "method": spec.config,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": machine.commit(),
         "size": config.data.size,
         "steps": loaded.step,
         "images": loaded.step * config.train.batch,
@@ -150,19 +172,24 @@ def markdown(report: dict[str, Any]) -> str:
     """What was measured and how, and a table for training captions and one for held-out ones."""
     rows, device = report["rows"], report["hardware"]
     parts = [
-        f"`{report['command']}` on {device['count']} x {device['device']}, "
-        f"{report['date'][:10]}, at commit {report['commit']}: {report['data']}, "
+        f"`{report['command']}` on {device['count']} x {device['device']}: {report['data']}, "
         f"{report['images']} images seen (students: a quarter of that, after their teacher), "
         f"graded by {report['grader']}, at most {report['samples']} samples, seed "
         f"{report['seed']}.\n\n{LEGEND}\n"
     ]
     for captions in (quality.TRAINING, quality.HELD_OUT):
-        titles = ["method", "sampler", "px", "trained, M", "images", "s/image"]
+        titles = ["method", "commit", "sampler", "px", "trained, M", "images", "s/image"]
         lines = [[*titles, *COLUMNS]]
         lines.append(["---"] * len(lines[0]))
         for row in rows:
             trained = sum(row["parameters"].values()) / 1e6
-            line = [row["method"], row["sampler"], str(row["size"]), f"{trained:.1f}"]
+            line = [
+                row["method"],
+                row["commit"],
+                row["sampler"],
+                str(row["size"]),
+                f"{trained:.1f}",
+            ]
             line += [str(row["images"]), f"{row['seconds_per_image']:.4f}"]
             for name, factor, digits in COLUMNS.values():
                 value, low, high = (factor * row[captions][name][k] for k in ESTIMATE)
@@ -176,34 +203,50 @@ def markdown(report: dict[str, Any]) -> str:
 ESTIMATE = ("value", "low", "high")
 
 
-def _grid(options: Options) -> Any:
-    """What each method makes of `CAPTIONS`."""
+def _draw(options: Options, folder: Path) -> list[str]:
+    """Writes columns of the grid, real pictures and what each method makes of the same captions.
+
+    Returns the captions: of `CAPTIONS` those that the pictures have.
+    """
     loaded = {spec.config: stages.read(options.folder(spec)) for spec in options.specs()}
     source, _ = quality.both_splits(next(iter(loaded.values())).config, "")
     captions = [text for text in CAPTIONS if _row_of(source, text) >= 0]
-    rows = [_row_of(source, caption) for caption in captions]
-    columns = [("real", _enlarged(np.stack([source.images[row] for row in rows])))]
-    for spec in options.specs():
-        images, title = _drawn(loaded[spec.config], spec, captions)
-        columns.append((f"{spec.config.replace('_', ' ')}\n{title}", _enlarged(images)))
-    return pictures.grid(columns, captions, 1, blocks=1)
+    real = np.stack([source.images[_row_of(source, caption)] for caption in captions])
+    columns = {"real": real}
+    columns |= {
+        spec.config: _drawn(loaded[spec.config], spec, captions) for spec in options.specs()
+    }
+    folder.mkdir(exist_ok=True)
+    for name, images in columns.items():
+        strip = rearrange(_enlarged(images), "n h w c -> (n h) w c")
+        pictures.save(Image.fromarray(strip), folder / f"{name}.png")
+    return captions
 
 
-def _drawn(
-    loaded: Loaded, spec: Spec, captions: list[str]
-) -> tuple[UInt8[np.ndarray, "n h w 3"], str]:
+def _grid(report: dict[str, Any], folder: Path) -> Image.Image:
+    """The same captions down, the methods across."""
+    titles = {"real": "real"}
+    for row in report["rows"]:
+        titles.setdefault(row["method"], f"{row['method'].replace('_', ' ')}\n{row['sampler']}")
+    columns = []
+    for name, title in titles.items():
+        strip = np.asarray(Image.open(folder / f"{name}.png"))
+        columns.append((title, rearrange(strip, "(n h) w c -> n h w c", h=SIDE)))
+    return pictures.grid(columns, report["captions"], 1, blocks=1)
+
+
+def _drawn(loaded: Loaded, spec: Spec, captions: list[str]) -> UInt8[np.ndarray, "n h w 3"]:
     method = methods.of(loaded.config)
     if hasattr(method, "reconstruct"):
         source, _ = quality.both_splits(loaded.config, "")
         images = np.stack([source.images[_row_of(source, caption)] for caption in captions])
-        return quality.reconstructed(loaded, images)[0], "reconstructed"
+        return quality.reconstructed(loaded, images)[0]
     counts = [int(spec.steps.split(",")[0])] if spec.steps else []
     sampler = quality.samplers(loaded.config, counts, None)[0]
     assert isinstance(sampler, Sampler)
     ids = words.encode(loaded.tokenizer, captions, loaded.config.caption_length)
     program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
-    images = np.asarray(program(loaded.weights, jax.random.key(0), ids, sampler))
-    return images, f"{sampler.steps} step{'s' * (sampler.steps > 1)}"
+    return np.asarray(program(loaded.weights, jax.random.key(0), ids, sampler))
 
 
 def _row_of(source: Source, caption: str) -> int:

@@ -1,0 +1,40 @@
+"""The comparison of all methods: what was measured before stays only where it may."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import check_readme, methods
+from benchmarks.machine import RESULTS
+from jaxgen.errors import UserError
+
+COMMITTED = RESULTS / "cpu-2" / "methods.json"
+
+
+def test_rows_of_other_methods_stay_where_all_options_are_the_same(tmp_path: Path) -> None:
+    report = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    found = methods.standing(report, COMMITTED)
+    assert list(found) == [spec.config for spec in methods.SPECS]
+    assert [row for rows in found.values() for row in rows] == report["rows"]
+    for name in methods.COMPARED:
+        with pytest.raises(UserError, match=f"was measured with another {name}; leave --only out"):
+            methods.standing(report | {name: "another"}, COMMITTED)
+    assert methods.standing(report, tmp_path / "methods.json") == {}
+
+
+def test_the_committed_table_and_grid_are_made_of_the_committed_numbers_and_columns() -> None:
+    report = check_readme.of_file(COMMITTED)
+    text = COMMITTED.with_suffix(".md").read_text(encoding="utf-8")
+    assert methods.markdown(report) == text
+    # A row for each method, sampler and set of captions, with as many cells as there are titles.
+    rows = [line for line in text.splitlines() if re.match(r"\| [a-z_]+ \| [0-9a-f]{7}", line)]
+    assert len(rows) == 2 * len(report["rows"])
+    titles = next(line for line in text.splitlines() if line.startswith("| method"))
+    assert {row.count(" |") for row in rows} == {titles.count(" |")}
+    grid = methods._grid(report, COMMITTED.with_suffix(""))
+    committed = Image.open(COMMITTED.with_suffix(".png")).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(grid), np.asarray(committed))
