@@ -49,9 +49,9 @@ MESHES = (Mesh(data=8), Mesh(data=1, fsdp=8), Mesh(data=4, fsdp=2))
 NOISE, FAINT = 1e-4, 1e-2  # see above
 SPLIT_FROM = 64  # numbers; arrays so small are whole in a real run
 
-_TEXT = TextConfig(vocabulary=VOCABULARY, width=16, layers=1, heads=2, length=LENGTH)
-_DIT = DiTConfig(patch=4, width=16, depth=1, heads=2, context_width=16, added_width=16)
-_UNET = UNetConfig(
+TEXT = TextConfig(vocabulary=VOCABULARY, width=16, layers=1, heads=2, length=LENGTH)
+DIT = DiTConfig(patch=4, width=16, depth=1, heads=2, context_width=16, added_width=16)
+UNET = UNetConfig(
     patch=2,
     block_out=(16, 16),
     layers=1,
@@ -62,8 +62,8 @@ _UNET = UNetConfig(
     added_width=16,
     groups=4,
 )
-_MODEL = Denoiser(network="dit", text=_TEXT, dit=_DIT, schedule=Schedule("flow"), prediction="x0")
-_LATENT = dataclasses.replace(_MODEL, dit=dataclasses.replace(_DIT, channels=4, patch=2))
+_MODEL = Denoiser(network="dit", text=TEXT, dit=DIT, schedule=Schedule("flow"), prediction="x0")
+_LATENT = dataclasses.replace(_MODEL, dit=dataclasses.replace(DIT, channels=4, patch=2))
 _CODEC = AutoencoderConfig(block_out=(8, 8), layers=1, groups=4, mid_attention=False)
 _STEADY = Optimizer(learning_rate=1e-3, warmup=0, decay="constant")
 _COMMON: dict[str, Any] = {
@@ -80,11 +80,11 @@ CONFIGS: dict[str, Experiment] = {
         **_COMMON,
     ),
     "diffusion": Diffusion(model=_MODEL, **_COMMON),
-    "unet": Diffusion(model=dataclasses.replace(_MODEL, network="unet", unet=_UNET), **_COMMON),
+    "unet": Diffusion(model=dataclasses.replace(_MODEL, network="unet", unet=UNET), **_COMMON),
     "latent_diffusion": Diffusion(model=_LATENT, codec="vae", autoencoder=_CODEC, **_COMMON),
     "threshold_diffusion": ThresholdDiffusion(model=_MODEL, **_COMMON),
     "gan": Gan(
-        text=_TEXT,
+        text=TEXT,
         model=GanConfig(noise=8, condition=16, generator=(8, 8), discriminator=(8, 8), patch=2),
         discriminator_optimizer=_STEADY,
         **_COMMON,

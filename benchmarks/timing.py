@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -155,9 +156,21 @@ def spread(times: Sequence[float]) -> dict[str, Any]:
 
 def exhausted(error: Exception) -> str:
     """The reason why a program is skipped; the error again where memory is not the reason."""
-    if not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "out of memory")):
+    if not out_of_memory(error):
         raise error
     return MEMORY
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether JAX, PyTorch or Python had too little memory, by the error's class or status."""
+    error = getattr(error, "inner_exception", error)  # what torch.compile met
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" in str(error)
+    torch = sys.modules.get("torch")
+    if torch and isinstance(error, RuntimeError):
+        # What PyTorch raises of a CPU's memory has no class of its own.
+        return isinstance(error, torch.cuda.OutOfMemoryError) or "CPUAllocator" in str(error)
+    return isinstance(error, MemoryError)
 
 
 def bytes_of(compiled: Any) -> float | None:

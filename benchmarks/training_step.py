@@ -202,11 +202,11 @@ def _data(config: Any, source: Source, tokenizer: Any, frozen: Any) -> Iterator[
         return np.minimum(words.encode(tokenizer, captions, config.caption_length), most)
 
     method = methods.of(config)
-    once = method.once(config, frozen) if hasattr(method, "once") else None
+    image = jax.ShapeDtypeStruct((len(source), *[source.size] * 2, 3), np.uint8)
     beside = {}
-    if once is not None:
-        image = jax.ShapeDtypeStruct((len(source), *[source.size] * 2, 3), np.uint8)
-        beside = subjects.noisy(jax.eval_shape(once.compute, once.weights, image))
+    for once in method.once(config, frozen) if hasattr(method, "once") else ():
+        if once.field == "image":
+            beside = subjects.noisy(jax.eval_shape(once.compute, once.weights, image))
     return iterate(
         batches(source, encode, batch=config.train.batch, seed=config.seed, beside=beside)
     )

@@ -234,7 +234,7 @@ def _torch(shape: str, dtype: str, values: dict[str, np.ndarray]) -> Rivals:
     try:
         trials["compile"] = tried(layout, True)
     except RuntimeError as error:  # all of its kinds: without a C++ compiler or Triton, say
-        if "memory" in str(error):
+        if timing.out_of_memory(error):
             raise
         print(f"torch.compile is left out: {' '.join(str(error).split())[:200]}", flush=True)
     if cuda:

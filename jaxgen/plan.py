@@ -25,7 +25,7 @@ from jaxgen.runtime import costs, loop, topologies
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.costs import Costs, Memory
 from jaxgen.runtime.topologies import Slice
-from jaxgen.state import State
+from jaxgen.state import State, spared
 from jaxgen.text import tokenizer as words
 
 TOPOLOGY = "v5e:2x4"
@@ -73,7 +73,7 @@ def train_step(config: Experiment, place: Slice, mesh: jax.sharding.Mesh) -> Com
     """The train step as `jaxgen.runtime.loop.fit` compiles it."""
     config, _ = _resolved(config)
     frozen, state = _arguments(config, mesh)
-    batch = _batch(config, mesh, frozen)
+    batch, frozen = _batch(config, mesh, frozen)
     program = loop.program(methods.programs(config)[1], state, mesh)
     kinds = {
         "parameters": state.params,
@@ -164,7 +164,8 @@ def _arguments(config: Any, mesh: jax.sharding.Mesh) -> tuple[Any, State]:
     return frozen, meshes.shaped(state, meshes.over_parameters(mesh, state, config.mesh.rules))
 
 
-def _batch(config: Any, mesh: jax.sharding.Mesh, frozen: Any) -> dict[str, Any]:
+def _batch(config: Any, mesh: jax.sharding.Mesh, frozen: Any) -> tuple[dict[str, Any], Any]:
+    """Shapes of a batch, and what a step needs of the frozen networks beside it."""
     b, side = config.train.batch, config.data.size
     image = jax.ShapeDtypeStruct((b, side, side, 3), jnp.uint8)
     shapes = {
@@ -173,10 +174,13 @@ def _batch(config: Any, mesh: jax.sharding.Mesh, frozen: Any) -> dict[str, Any]:
         "label": jax.ShapeDtypeStruct((b,), jnp.int32),
     }
     method = methods.of(config)
-    once = method.once(config, frozen) if hasattr(method, "once") else None
-    if once is not None:
-        shapes |= jax.eval_shape(once.compute, once.weights, image)
-    return meshes.shaped(shapes, dict.fromkeys(shapes, meshes.over_batch(mesh)))
+    for once in method.once(config, frozen) if hasattr(method, "once") else ():
+        shapes |= jax.eval_shape(once.compute, once.weights, shapes[once.field])
+        if once.spares:
+            empty = jax.eval_shape(once.compute, once.weights, once.empty)
+            where = meshes.over_parameters(mesh, empty, config.mesh.rules)
+            frozen = spared(once, frozen, meshes.shaped(empty, where))
+    return meshes.shaped(shapes, dict.fromkeys(shapes, meshes.over_batch(mesh))), frozen
 
 
 def _compiled(
@@ -302,6 +306,8 @@ def _suggestions(config: Any, mesh: jax.sharding.Mesh) -> list[str]:
     found = []
     if mesh.shape["fsdp"] < mesh.size:
         found.append("--mesh.data 1 --mesh.fsdp -1 splits the networks over all chips")
+    if not (getattr(config, "trains_text", True) or config.text_once):
+        found.append("--text-once leaves the text encoders out of a step")
     model = getattr(config, "model", None)
     network = getattr(model, "network", "")
     if network and model.backbone.remat == "none":  # pyright: ignore[reportOptionalMemberAccess]

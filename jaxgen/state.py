@@ -1,8 +1,8 @@
 """What a run trains and saves, and how its randomness is derived."""
 
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -14,14 +14,30 @@ Metrics = dict[str, Float[Array, ""]]
 Batch = dict[str, Array]
 
 
-class Once(NamedTuple):
-    """What a method computes of each picture but once, before training, for its batches."""
+EMPTY = "empty"  # in `frozen`: what was computed once of the empty caption
 
+
+class Once(NamedTuple):
+    """What a method computes of each picture or caption but once, before training, for batches."""
+
+    field: Literal["image", "caption"]
+    """The field of a batch that it is computed from."""
     describes: str
-    """Everything beside weights and pictures on which the result depends."""
+    """Everything beside weights and pictures, or captions, on which the result depends."""
     weights: Any
     compute: Callable[[Any, Array], dict[str, Array]]
-    """From the weights and uint8 images [b, h, w, 3] to arrays [b, ...], by their batch names."""
+    """From the weights and a batch's field to arrays [b, ...], by their batch names."""
+    spares: str = ""
+    """The frozen network that no step needs any more."""
+    empty: Any = None
+    """Ids [1, length] of the empty caption, which steps need beside those of their batch."""
+
+
+def spared(once: Once, frozen: Mapping[str, Any], empty: Any) -> dict[str, Any]:
+    """What steps need of `frozen` where batches hold what `once` computes; `empty` is that of its
+    empty caption."""
+    kept = {name: tree for name, tree in frozen.items() if name != once.spares}
+    return {**kept, EMPTY: empty}
 
 
 class State(flax.struct.PyTreeNode):

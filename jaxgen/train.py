@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from jaxgen import cli, methods, stages, storage, synthesis
 from jaxgen import config as configs
 from jaxgen.config import Experiment
-from jaxgen.data.pipeline import batches, iterate
+from jaxgen.data.pipeline import Shared, batches, iterate
 from jaxgen.data.source import Source
 from jaxgen.data.sources import open_source
 from jaxgen.errors import EXIT_INTERRUPTED, UserError, reported
@@ -27,7 +28,7 @@ from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog, NoLog
 from jaxgen.runtime.progress import Bar, duration
 from jaxgen.stages import Stage
-from jaxgen.state import State, stream
+from jaxgen.state import State, spared, stream
 from jaxgen.text import tokenizer as words
 
 TIMED = 3  # runs behind each time in the table
@@ -84,9 +85,17 @@ def _train(stage: Stage) -> None:
     method = methods.of(config)
     mesh = meshes.make(config.mesh, config.train.batch)
     frozen = method.frozen(config, filled)
-    beside = _once(config, method, frozen, learnt)
-    frozen = methods.seeded(config, frozen)
-    frozen = meshes.put(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
+    frozen, aside, beside, told = _once(config, method, frozen, learnt, tokenizer)
+
+    def placed(tree: Any) -> Any:
+        return meshes.put(tree, meshes.over_parameters(mesh, tree, config.mesh.rules))
+
+    frozen = placed(methods.seeded(config, frozen))
+
+    def whole() -> dict[str, Any]:
+        """All that is frozen: what steps do without is on the devices for as long as it is used."""
+        return {**frozen, **placed(aside)}
+
     fingerprint = stages.fingerprint(config, filled, learnt.fingerprint)
     description = (config, methods.name(config), tokenizer, source.labels, fingerprint)
     with (
@@ -95,7 +104,7 @@ def _train(stage: Stage) -> None:
             Checkpoints(folder / "checkpoints", config.train.checkpoint_every)
         ) as checkpoints,
     ):
-        show = _Show(config, method, mesh, frozen, source, tokenizer, folder / "samples")
+        show = _Show(config, method, mesh, whole, source, tokenizer, folder / "samples")
         init, train_step = methods.programs(config)
         state = loop.fit(
             title=config.name,
@@ -104,7 +113,7 @@ def _train(stage: Stage) -> None:
             init=init,
             train_step=train_step,
             frozen=frozen,
-            data=iterate(_batches(config, learnt, tokenizer, beside)),
+            data=iterate(_batches(config, learnt, tokenizer, beside, told)),
             steps=config.train.steps,
             batch=config.train.batch,
             log_every=config.train.log_every,
@@ -115,7 +124,7 @@ def _train(stage: Stage) -> None:
         )
         checkpoints.close()
         show.final(state)
-        weights = hosts.whole(method.weights(config, state, frozen))
+        weights = hosts.whole(method.weights(config, state, whole()))
         if hosts.is_first() and hasattr(method, "predict"):
             _grade(config, method, weights, folder)
         if hosts.is_first() and hasattr(method, "reconstruct"):
@@ -154,15 +163,23 @@ def _reconstruct(
 
 
 def _once(
-    config: Experiment, method: ModuleType, frozen: Any, source: Source
-) -> dict[str, np.ndarray]:
-    """What the method computes of each picture but once, from the cache or computed now."""
-    wanted = method.once(config, frozen) if hasattr(method, "once") else None
-    if wanted is None:
-        return {}
-    with Bar("computing codes", len(source), unit="image") as bar:
-        cache = Path(config.data.root) / ".once"
-        return once.arrays(wanted, source, cache, lambda done, _: bar.update(done))
+    config: Experiment, method: ModuleType, frozen: Any, source: Source, tokenizer: Tokenizer
+) -> tuple[Any, dict[str, Any], dict[str, np.ndarray], dict[str, Shared]]:
+    """What steps need of `frozen`, and what they do without; the fields of batches for whose sake
+    that is so, from the cache or computed now: those of pictures, and those of captions."""
+    needed, beside, told = frozen, dict[str, np.ndarray](), dict[str, Shared]()
+    cache = Path(config.data.root) / ".once"
+    for wanted in method.once(config, frozen) if hasattr(method, "once") else ():
+        if wanted.field == "image":
+            with _counting("computing codes", "image") as progress:
+                beside = once.pictures(wanted, source, cache, progress)
+        else:
+            ids = words.encode(tokenizer, _captions(source), config.caption_length)
+            with _counting("encoding captions", "caption") as progress:
+                told, empty = once.captions(wanted, ids, cache, progress)
+            needed = spared(wanted, needed, empty)
+    aside = {name: tree for name, tree in frozen.items() if name not in needed}
+    return needed, aside, beside, told
 
 
 def _source(config: Experiment) -> Source:
@@ -192,13 +209,24 @@ def _drawn(config: Experiment, filled: dict[str, Any], source: Source) -> Source
 
 def _opened(config: Experiment, split: str) -> Source:
     data = config.data
-    with Bar(f"preparing {data.name}", 1, unit="image") as bar:
+    with _counting(f"preparing {data.name}", "image") as progress:
+        return open_source(data.name, split, data.size, data.root, progress, data.label)
+
+
+@contextlib.contextmanager
+def _counting(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar, as the function that tells it how many are done, and of how many."""
+    with Bar(title, 1, unit=unit) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.resize(total)
             bar.update(done)
 
-        return open_source(data.name, split, data.size, data.root, progress, data.label)
+        yield progress
+
+
+def _captions(source: Source) -> list[str]:
+    return [text for texts in source.captions for text in texts]
 
 
 def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> Tokenizer:
@@ -207,7 +235,7 @@ def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> To
     Without such a network one that knows the data's words. UserError where words cannot be added
     and a good half of the captions has none that is known.
     """
-    captions = [text for texts in source.captions for text in texts]
+    captions = _captions(source)
     if config.words_added_to:
         return words.extended(filled[config.words_added_to].tokenizer, captions)
     if role := config.words_of:
@@ -229,7 +257,11 @@ def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> To
 
 
 def _batches(
-    config: Experiment, source: Source, tokenizer: Tokenizer, beside: dict[str, np.ndarray]
+    config: Experiment,
+    source: Source,
+    tokenizer: Tokenizer,
+    beside: dict[str, np.ndarray],
+    told: dict[str, Shared],
 ) -> Any:
     return batches(
         source,
@@ -239,6 +271,7 @@ def _batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         beside=beside,
+        told=told,
     )
 
 
@@ -250,7 +283,7 @@ class _Show:
         config: Experiment,
         method: ModuleType,
         mesh: jax.sharding.Mesh,
-        frozen: Any,
+        frozen: Callable[[], Any],
         source: Source,
         tokenizer: Tokenizer,
         folder: Path,
@@ -303,7 +336,7 @@ class _Show:
         assert self._program
         key = stream(self._config.seed, 0, "samples")
         rows = []
-        for title, weights, sampler in self._method.shown(self._config, state, self._frozen):
+        for title, weights, sampler in self._method.shown(self._config, state, self._frozen()):
             images = np.asarray(self._program(weights, key, self._ids, sampler))
             times = []
             for _ in range(TIMED if timed else 0):

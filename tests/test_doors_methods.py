@@ -87,7 +87,8 @@ config = ThresholdDiffusion(name='threshold', model=model, **one, **common)
 from jaxgen.methods.ladd import Ladd
 config = Ladd(
     name='ladd', teacher='runs/teacher', model=model, judge_optimizer=steady,
-    drawn=Drawing(count=12, steps=1, guidance=1.0), warmup_steps=2, **one, **common,
+    drawn=Drawing(count=12, steps=1, guidance=1.0), warmup_steps=2, text_once=True,
+    **one, **common,
 )
 """,
     "tuned": """
@@ -173,6 +174,7 @@ def test_trained_taken_up_again_and_sampled(name: str, folder: Path, said: dict[
         assert len(image.getcolors(1 << 20) or ()) > 8
     if name == "ladd":
         assert len(list((folder / "data" / "drawn").rglob("*.array_record*"))) == 1
+        assert list((folder / "data" / ".once").rglob("text_tokens.npy"))
     if name == "latent":
         assert list((folder / "data" / ".once").rglob("codes.npy"))
 

@@ -32,7 +32,7 @@ config = Add(
     autoencoder=like.autoencoder, data=Data(name="imagefolder:pictures", size=16),
     judge=JudgeConfig(taps=(0,), resize=32, augment=()), student_steps=1, sampler_steps=1,
     guidance=1.0, train=Train(steps=3, batch=4, log_every=1, sample_every=0),
-    optimizer=steady, judge_optimizer=steady, shown=("a red heart",) * 4,
+    optimizer=steady, judge_optimizer=steady, shown=("a red heart",) * 4, text_once=True,
 )
 """
 # One process for all doors: most of what each would do is to import and to compile the same again.

@@ -9,44 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.meshes import BATCH, DIT, LENGTH, SIZE, TEXT, UNET, VOCABULARY
 from jaxgen.config import Data, Optimizer, Train
 from jaxgen.diffusion import denoiser
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.methods.add import Add
 from jaxgen.methods.diffusion import Diffusion
-from jaxgen.models.dit import DiTConfig
 from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.eyes import Eyes
 from jaxgen.models.judge import JudgeConfig
-from jaxgen.models.unet import UNetConfig
 from jaxgen.state import State
-from jaxgen.text.encoder import TextConfig
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
 
-SIZE, BATCH, LENGTH, VOCABULARY = 16, 8, 6, 40
-
-MODEL = Denoiser(
-    text=TextConfig(vocabulary=VOCABULARY, width=16, layers=1, heads=2, length=LENGTH),
-    unet=UNetConfig(
-        patch=2,
-        block_out=(16, 16),
-        layers=1,
-        attention=(False, True),
-        transformer_depth=(1, 1),
-        heads=(1, 1),
-        context_width=16,
-        added_width=16,
-        groups=4,
-    ),
-)
-
-
+__all__ = ["BATCH", "LENGTH", "SIZE", "VOCABULARY"]
+MODEL = Denoiser(text=TEXT, unet=UNET)
 # A transformer of one block compiles in a third of the time of the smallest UNet.
-DIT_MODEL = dataclasses.replace(
-    MODEL,
-    network="dit",
-    dit=DiTConfig(patch=4, width=16, depth=1, heads=2, context_width=16, added_width=16),
-)
+DIT_MODEL = dataclasses.replace(MODEL, network="dit", dit=DIT)
 
 
 @pytest.fixture(scope="session")

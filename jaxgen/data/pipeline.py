@@ -1,17 +1,29 @@
 """Batches: the n-th one is a function of the source, the seed and n, and of nothing else."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from jaxgen.data.source import Source
 from jaxgen.errors import UserError
 
 # Batches: more than anybody takes, and 64-bit row numbers hold them.
 ENDLESS = 2**40
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shared:
+    """Rows by number, of which equal ones are kept but once."""
+
+    kept: np.ndarray
+    which: Int[np.ndarray, " n"]
+
+    def __getitem__(self, numbers: Int[np.ndarray, " b"]) -> np.ndarray:
+        return np.asarray(self.kept[self.which[numbers]])
 
 
 def batches(
@@ -23,6 +35,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     beside: Mapping[str, np.ndarray] | None = None,
+    told: Mapping[str, Shared] | None = None,
 ) -> grain.MapDataset:
     """An endless data set whose n-th element is this process's part of the n-th batch.
 
@@ -31,7 +44,7 @@ def batches(
     draws one caption of each; batches run on across the end of an epoch. Row i of the whole batch
     goes to process i // b, so that the processes' parts, joined in order, are what one process
     alone would have read. `encode` turns all captions into token ids, once, here. `beside` has more
-    fields of a batch: arrays with a row for each picture.
+    fields of a batch, with a row for each picture; `told` with one for each caption, in order.
 
     Raises `UserError` for an empty source, a `batch` that the processes cannot share equally, and
     a `seed` outside 0 to 2**32 - 1.
@@ -61,11 +74,13 @@ def batches(
         epochs, places = np.divmod(number * batch + np.arange(batch)[mine], len(source))
         rows = [int(order(int(e))[place]) for e, place in zip(epochs, places, strict=True)]
         draw = np.random.default_rng((seed, 1, number)).random(batch)[mine]
+        said = first[rows] + (draw * counts[rows]).astype(int)
         return {
             "image": np.stack([source.images[row] for row in rows]),
-            "caption": tokens[first[rows] + (draw * counts[rows]).astype(int)],
+            "caption": tokens[said],
             "label": source.label_ids[rows],
             **{name: np.asarray(array[rows]) for name, array in (beside or {}).items()},
+            **{name: shared[said] for name, shared in (told or {}).items()},
         }
 
     return grain.MapDataset.range(ENDLESS).map(read)

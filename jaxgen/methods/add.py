@@ -35,7 +35,16 @@ from jaxgen.methods.distilled import (
     teacher_shapes,
     weights,
 )
-from jaxgen.methods.text_to_image import check_sampler, clean, decoded, once, sample, seen_words
+from jaxgen.methods.text_to_image import (
+    check_sampler,
+    clean,
+    decoded,
+    once,
+    said,
+    sample,
+    seen_words,
+    unsaid,
+)
 from jaxgen.models import eyes as eyesight
 from jaxgen.models import judge as judges
 from jaxgen.models.augment import POLICIES, diffaug
@@ -143,9 +152,8 @@ def init(config: Add, frozen: Any, key: PRNGKeyArray) -> State:
     student_key, judge_key = jax.random.split(key)
     student = first_student(config, frozen, student_key)
     image = jnp.zeros((2, config.data.size, config.data.size, 3))
-    caption = jnp.zeros((2, config.model.text.length), jnp.int32)
     features, c_img = look(config, frozen["eyes"], image)
-    c_text = denoiser.encode(config.model, frozen["text"], caption).pooled
+    c_text = jnp.zeros((2, config.model.pooled_width))
     judge = Judge(config.judge).init(judge_key, features, c_text, c_img)
     params = {"student": student, "judge": judge["params"]}
     return State(
@@ -169,7 +177,7 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
         return stream(config.seed, state.step, name)
 
     image, x0 = clean(config, frozen, batch, random("flip"))
-    text = jax.lax.stop_gradient(denoiser.encode(config.model, frozen["text"], batch["caption"]))
+    text = jax.lax.stop_gradient(said(config, frozen, batch))
 
     s = student_timesteps(config, random("student timestep"), len(x0))
     x_s = student_input(config, x0, jax.random.normal(random("student noise"), x0.shape), s)
@@ -283,7 +291,7 @@ def teacher_target(
 ) -> Images:
     """x̂_ψ, the teacher's image from the student's output noised again to t: no gradient passes."""
     model = config.model
-    empty = denoiser.unconditional(model, frozen["text"])
+    empty = unsaid(config, frozen)
 
     def denoise(x_t: Images, t: Float[Array, " b"], text: TextFeatures) -> Images:
         return denoiser.predict_x0(model, frozen["teacher"], x_t, t, text)

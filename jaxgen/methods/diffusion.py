@@ -30,10 +30,12 @@ from jaxgen.methods.text_to_image import (
     codec_shapes,
     frozen_codec,
     once,
+    said,
 )
 from jaxgen.models import eyes, lora
 from jaxgen.models.lora import WORDS, Lora
-from jaxgen.state import Batch, Metrics, State, moving_average, own, stream
+from jaxgen.state import EMPTY, Batch, Metrics, State, moving_average, own, stream
+from jaxgen.text.encoder import TextFeatures
 from jaxgen.weights.pipelines import Pipeline
 
 __all__ = ["check_sampler", "once"]  # shared functions of this method
@@ -66,6 +68,13 @@ class Diffusion(TextToImage):
     @property
     def words_added_to(self) -> str:
         return "init_from" if self.init_from else ""
+
+    @property
+    def trains_text(self) -> bool:
+        if not self.lora.rank or self.lora.train_words:
+            return True
+        self.lora.check()
+        return any(path[0] == "text" for path in lora.matrices(self.lora, _shapes(self)))
 
     def roles(self) -> dict[str, str]:
         if not self.init_from:
@@ -149,12 +158,12 @@ def frozen(config: Diffusion, filled: dict[str, Any]) -> dict[str, Any]:
             f"the weights in {found.folder} do not fit the config.json and tokenizer.json beside "
             "them; copy all from one run"
         )
-    return {"base": base} | ({"codec": both["codec"]} if config.codec else {})
+    return _held(config, base) | ({"codec": both["codec"]} if config.codec else {})
 
 
 def frozen_shapes(config: Diffusion) -> dict[str, Any]:
     """A tree of the shapes of `frozen`, for planning."""
-    base = {"base": _fresh(config, jax.random.key(0))} if config.init_from else {}
+    base = _held(config, _fresh(config, jax.random.key(0))) if config.init_from else {}
     return codec_shapes(config) | base
 
 
@@ -183,19 +192,21 @@ def init(config: Diffusion, frozen: Any, key: PRNGKeyArray) -> State:
 def train_step(config: Diffusion, state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
     """One AdamW step on the denoising loss; metrics: loss, gradient norm."""
     _, x0 = clean(config, frozen, batch, stream(config.seed, state.step, "flip"))
-    caption = dropped(config, stream(config.seed, state.step, "drop"), batch["caption"])
+    batch = dropped(config, frozen, batch, stream(config.seed, state.step, "drop"))
     t = drawn_timesteps(config, stream(config.seed, state.step, "timestep"), len(x0))
     eps = jax.random.normal(stream(config.seed, state.step, "noise"), x0.shape)
 
     def loss_of(trained: Any) -> Float[Array, ""]:
-        return loss(config, _whole(config, trained, frozen), x0, caption, t, eps)
+        whole = _whole(config, trained, frozen)
+        text = said(config, {**frozen, **whole}, batch)
+        return loss(config, whole["denoiser"], x0, text, t, eps)
 
     value, gradient = jax.value_and_grad(loss_of)(state.params["generator"])
     adamw = optimizer.build(config.optimizer, config.train)
     params, opt_state, norm = optimizer.apply(
         adamw, gradient, state.opt_state["generator"], state.params["generator"]
     )
-    if config.init_from:
+    if config.init_from and not config.text_once:  # else words are not trained
         params = _hastened(config, frozen["base"], state.params["generator"], params)
     new = {"generator": params}
     return State(
@@ -208,9 +219,9 @@ def train_step(config: Diffusion, state: State, frozen: Any, batch: Batch) -> tu
 
 def loss(
     config: Diffusion,
-    weights: denoiser.Weights,
+    params: denoiser.Weights,
     x0: Float[Array, "b h w c"],
-    caption: Int[Array, "b length"],
+    text: TextFeatures,
     t: Float[Array, " b"],
     eps: Float[Array, "b h w c"],
 ) -> Float[Array, ""]:
@@ -218,20 +229,23 @@ def loss(
     model = config.model
     alpha, sigma = model.schedule.at(t)
     x_t = schedules.add_noise(model.schedule, x0, eps, t)
-    output = denoiser.output(
-        model, weights["denoiser"], x_t, t, denoiser.encode(model, weights["text"], caption)
-    )
+    output = denoiser.output(model, params, x_t, t, text)
     error = output - prediction.target(model.prediction, x0, eps, alpha, sigma)
     weight = prediction.weight(config.weight, model.prediction, alpha, sigma)
     return jnp.mean(weight * jnp.mean(error**2, axis=(1, 2, 3)))
 
 
-def dropped(
-    config: Diffusion, key: PRNGKeyArray, caption: Int[Array, "b length"]
-) -> Int[Array, "b length"]:
-    """The captions, each replaced by the empty one with probability `drop_caption`."""
-    drop = jax.random.bernoulli(key, config.drop_caption, (len(caption), 1))
-    return jnp.where(drop, denoiser.empty_caption(config.model.text), caption)
+def dropped(config: Any, frozen: Any, batch: Batch, key: PRNGKeyArray) -> Batch:
+    """The batch, each caption replaced by the empty one with probability `drop_caption`.
+
+    So is what the batch may hold of its captions, by what `frozen` then holds of the empty one.
+    """
+    empty = {"caption": denoiser.empty_caption(config.model.text)[None], **frozen.get(EMPTY, {})}
+    drop = jax.random.bernoulli(key, config.drop_caption, (len(batch["caption"]),))
+    return batch | {
+        name: jnp.where(drop.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, batch[name])
+        for name, leaf in empty.items()
+    }
 
 
 def drawn_timesteps(config: Diffusion, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
@@ -311,8 +325,17 @@ def shown(
 
 
 def _sampled(config: Diffusion, both: denoiser.Weights, frozen: Any) -> denoiser.Weights:
-    """The weights that sampling takes, given those of the text encoder and the denoiser."""
-    return {**both, "codec": frozen["codec"]} if config.codec else both
+    """The weights that sampling takes, given those of the text encoder and the denoiser, or of the
+    latter alone."""
+    return {name: frozen[name] for name in ("text", "codec") if name in frozen} | both
+
+
+def _held(config: Diffusion, base: denoiser.Weights) -> dict[str, Any]:
+    """The weights that training starts from, as `frozen` has them: the text encoder apart where
+    steps do without."""
+    if not config.text_once:
+        return {"base": base}
+    return {"base": {"denoiser": base["denoiser"]}, "text": base["text"]}
 
 
 def _whole(config: Diffusion, trained: Any, frozen: Any) -> denoiser.Weights:

@@ -44,6 +44,10 @@ class Distilled(TextToImage):
         return "teacher"
 
     @property
+    def trains_text(self) -> bool:
+        return False  # the teacher's, in every method
+
+    @property
     def distilled(self) -> bool:
         return True
 

@@ -39,7 +39,15 @@ from jaxgen.methods.distilled import (
     teacher_shapes,
     weights,
 )
-from jaxgen.methods.text_to_image import check_sampler, clean, once, sample, seen_words
+from jaxgen.methods.text_to_image import (
+    check_sampler,
+    clean,
+    once,
+    said,
+    sample,
+    seen_words,
+    unsaid,
+)
 from jaxgen.models import judge as judges
 from jaxgen.models.judge import Head
 from jaxgen.models.unet import timestep_embedding
@@ -132,8 +140,8 @@ def init(config: Ladd, frozen: Any, key: PRNGKeyArray) -> State:
     student_key, judge_key = jax.random.split(key)
     student = first_student(config, frozen, student_key)
     x_t = jnp.zeros((2, config.side, config.side, config.model.backbone.channels))
-    t, caption = jnp.zeros(2), jnp.zeros((2, config.model.text.length), jnp.int32)
-    text = denoiser.encode(config.model, frozen["text"], caption)
+    t, empty = jnp.zeros(2), unsaid(config, frozen)
+    text = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), empty)
     features = look(config, frozen["teacher"], x_t, t, text)
     keys = jax.random.split(judge_key, len(features))
     heads = {
@@ -162,7 +170,7 @@ def train_step(config: Ladd, state: State, frozen: Any, batch: Batch) -> tuple[S
 
     schedule = config.model.schedule
     _, x0 = clean(config, frozen, batch, random("flip"))
-    text = jax.lax.stop_gradient(denoiser.encode(config.model, frozen["text"], batch["caption"]))
+    text = jax.lax.stop_gradient(said(config, frozen, batch))
 
     s = student_timesteps(config, random("student timestep"), state.step, len(x0))
     eps = jax.random.normal(random("student noise"), x0.shape)

@@ -24,12 +24,13 @@ from jaxgen.models.autoencoder import AutoencoderConfig
 from jaxgen.models.dit import DiTConfig
 from jaxgen.models.unet import UNetConfig
 from jaxgen.pixels import mirrored, to_uint8, to_unit
-from jaxgen.state import Batch, Once
-from jaxgen.text.encoder import TextConfig
+from jaxgen.state import EMPTY, Batch, Once
+from jaxgen.text.encoder import TextConfig, TextFeatures
 from jaxgen.weights.pipelines import Pipeline
 
 Images = Float[Array, "b h w c"]
 CODES = "codes"
+TEXT = "text_"  # before the names of TextFeatures, in a batch that holds them
 PUBLISHED = "published"  # in the place of the data of weights that came without any
 Shape = TypeVar("Shape", AutoencoderConfig, DiTConfig, TextConfig, UNetConfig)
 HOW = ("dtype", "remat")  # fields of a network that its weights do not depend on
@@ -48,6 +49,14 @@ class TextToImage(Experiment):
     """Guidance of iterative sampling."""
     sampler_steps: int = 50
     """Steps of iterative sampling."""
+    text_once: bool = False
+    """Encode every caption once, before training, and keep that on disk: the frozen text encoders
+    then take no time in a step and no memory of the devices."""
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoder is trained."""
+        return True
 
     @property
     def caption_length(self) -> int:
@@ -173,6 +182,11 @@ class TextToImage(Experiment):
             )
         self.check_size()
         samplers.check(self.iterative, self.model.schedule)
+        if self.text_once and self.trains_text:
+            raise UserError(
+                "--text-once is for a run that leaves its text encoder as it is (add, ladd, and "
+                "diffusion by --lora.rank with --lora.no-train-words); this one trains it"
+            )
 
 
 def weighed(network: Shape) -> Shape:
@@ -221,10 +235,26 @@ def decoded(config: TextToImage, frozen: dict[str, Any], x0: Images) -> Images:
     return codecs.decode(config.autoencoder, frozen["codec"], x0) if config.codec else x0
 
 
-def once(config: TextToImage, frozen: dict[str, Any]) -> Once | None:
-    """The codes, which need computing but once a picture: theirs, then their mirror images'."""
-    if not config.codec:
-        return None
+def said(config: TextToImage, frozen: dict[str, Any], batch: Batch) -> TextFeatures:
+    """What the text encoder makes of a batch's captions, which the batch may hold."""
+    held = _features(batch)
+    return held or denoiser.encode(config.model, frozen["text"], batch["caption"])
+
+
+def unsaid(config: TextToImage, frozen: dict[str, Any]) -> TextFeatures:
+    """What it makes of the empty caption, [1, …]: from there guidance leads away."""
+    held = _features(frozen.get(EMPTY, {}))
+    return held or denoiser.unconditional(config.model, frozen["text"])
+
+
+def once(config: TextToImage, frozen: dict[str, Any]) -> list[Once]:
+    """The codes of pictures, where there is a codec, and on request what captions say."""
+    codes = [_codes_once(config, frozen["codec"])] if config.codec else []
+    return codes + ([_text_once(config, frozen["text"])] if config.text_once else [])
+
+
+def _codes_once(config: TextToImage, codec: Any) -> Once:
+    """The codes of each picture, then its mirror image's."""
 
     def codes(weights: Any, image: UInt8[Array, "b h w 3"]) -> dict[str, Array]:
         views = [to_unit(image)]
@@ -233,7 +263,26 @@ def once(config: TextToImage, frozen: dict[str, Any]) -> Once | None:
         encode = functools.partial(codecs.encode, config.autoencoder, weights)
         return {CODES: jnp.stack([encode(view) for view in views], axis=1)}
 
-    return Once(f"{CODES} {config.autoencoder} {config.data.flip}", frozen["codec"], codes)
+    return Once("image", f"{CODES} {config.autoencoder} {config.data.flip}", codec, codes)
+
+
+def _text_once(config: TextToImage, text: Any) -> Once:
+    """The features of each caption."""
+    model = config.model
+
+    def features(weights: Any, caption: Int[Array, "b length"]) -> dict[str, Array]:
+        found = denoiser.encode(model, weights, caption)._asdict()
+        return {f"{TEXT}{name}": leaf for name, leaf in found.items() if leaf is not None}
+
+    describes = f"{TEXT} {model.text} {model.text_2} {model.zero_empty}"
+    empty = np.asarray(denoiser.empty_caption(model.text))[None]
+    return Once("caption", describes, text, features, spares="text", empty=empty)
+
+
+def _features(held: Batch) -> TextFeatures | None:
+    """The features that a batch holds, if it does."""
+    found = [held.get(f"{TEXT}{name}") for name in TextFeatures._fields]
+    return None if found[0] is None else TextFeatures(*found)  # pyright: ignore[reportArgumentType]
 
 
 def sample(

@@ -88,13 +88,13 @@ def train_step(
 ) -> tuple[State, Metrics]:
     """One AdamW step on the restoration loss; metrics: loss, gradient norm."""
     _, x0 = clean(config, frozen, batch, stream(config.seed, state.step, "flip"))
-    caption = dropped(config, stream(config.seed, state.step, "drop"), batch["caption"])  # pyright: ignore[reportArgumentType]
+    batch = dropped(config, frozen, batch, stream(config.seed, state.step, "drop"))
     key = stream(config.seed, state.step, "timestep")
     t = schedules.draw_timesteps(config.model.schedule, key, len(x0), continuous=True)
     noise = corruption.draw(stream(config.seed, state.step, "noise"), x0.shape)
 
     def loss_of(weights: denoiser.Weights) -> Float[Array, ""]:
-        return loss(config, weights, x0, caption, t, noise)
+        return loss(config, weights, x0, batch["caption"], t, noise)
 
     value, gradient = jax.value_and_grad(loss_of)(state.params["generator"])
     adamw = optimizer.build(config.optimizer, config.train)

@@ -38,7 +38,10 @@ class Checkpoints:
                 if hosts.is_first():
                     storage.remove(folder / str(step))
         if read_only and self._damaged:
-            raise UserError(f"checkpoints {self._damaged} in {folder} are damaged; remove them")
+            raise UserError(
+                f"checkpoints {self._damaged} in {folder} are damaged: their losses, in "
+                "metrics/metrics, cannot be read; train on, which sets them aside, or remove them"
+            )
         hosts.barrier("checkpoints looked at")
         for step in self._damaged:
             self._set_aside(step)
@@ -98,14 +101,17 @@ class Checkpoints:
     ) -> tuple[State, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None where there is none at all.
 
-        `target` gives shapes and shardings. An unreadable checkpoint is named through `say` and the
-        one before it is tried; with `mend` it is set aside, to make room for a good one. If all are
-        unreadable this raises UserError: never a silent restart.
+        `target` gives shapes and shardings. What of a checkpoint is damaged is told through `say`,
+        and the one before it is tried; with `mend` it is set aside, to make room for a good one. If
+        all are unreadable this raises UserError: never a silent restart.
         """
         steps = self.steps()
         unreadable = []
         for step in reversed(self._damaged):
-            say(f"checkpoint {step} cannot be read (its loss is missing)")
+            say(
+                f"checkpoint {step} is damaged: its loss, in metrics/metrics, cannot be read; it "
+                f"is set aside as {_aside(self.folder, step)}"
+            )
         for step in reversed(steps):
             try:
                 found = self._manager.restore(
@@ -117,13 +123,14 @@ class Checkpoints:
             except Exception as error:  # whatever a damaged file makes the reader raise
                 if trouble(error):
                     raise
-                reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else ""
-                say(f"checkpoint {step} cannot be read ({type(error).__name__}: {reason})")
+                damage = _damage(self.folder / str(step), error)
+                say(f"checkpoint {step} is damaged: {damage}; an older one is tried")
                 unreadable.append(step)
             else:
                 for bad in unreadable if mend else ():
                     self._set_aside(bad)
                     self._manager.reload()
+                    say(f"checkpoint {bad} is set aside as {_aside(self.folder, bad)}")
                 return found["state"], found["data"]
         if everything := sorted([*steps, *self._damaged]):
             raise UserError(
@@ -143,7 +150,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         path = self.folder / str(step)
         if hosts.is_first() and path.is_dir():
-            aside = self.folder / f"unreadable-{step}"
+            aside = _aside(self.folder, step)
             storage.remove(aside)
             path.rename(aside)
         hosts.barrier(f"checkpoint {step} set aside")
@@ -176,6 +183,25 @@ def _numbered(folder: Path) -> list[int]:
     if storage.is_remote(folder):  # others were not finished when the run was killed
         there = [path for path in there if (path / "commit_success.txt").exists()]
     return sorted(int(path.name) for path in there)
+
+
+def _aside(folder: Path, step: int) -> Path:
+    return folder / f"unreadable-{step}"
+
+
+def _damage(checkpoint: Path, error: Exception) -> str:
+    """What of a checkpoint cannot be read: a file that is missing or cut short, or the arrays."""
+    state = checkpoint / "state"
+    described = sorted(state.glob("array_metadatas/*"))
+    for file in (checkpoint / "data" / "metadata", state / "_METADATA", *described):
+        if not file.is_file():
+            return f"{file} is missing"
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{file} is cut short or changed"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return f"its arrays, in {state}, cannot be read ({reason})"
 
 
 def _loss_file(folder: Path, step: int) -> Path:

@@ -22,7 +22,7 @@ PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 
 # What may change between the start of a run and its resumption, without making it another run.
 FREE = ("workdir", "shown", "data.root", "mesh.", "hosts.", "train.steps", "judge.weights")
-FREE += ("train.log_every", "train.sample_every", "train.checkpoint_every")
+FREE += ("text_once", "train.log_every", "train.sample_every", "train.checkpoint_every")
 FREE += (
     "model.text.vocabulary",
     "text.vocabulary",

@@ -98,7 +98,10 @@ def load_dinov2_vits14(file: str) -> dict[str, Any]:
             raise UserError("DINOv2 ViT-S/14 does not come with jaxgen, give a file of its own")
         if Path(file).suffix in (".pth", ".pt", ".bin"):
             # Unlike Inception's, the published name holds no digits of the file's SHA-256.
-            raise UserError("a pickle is not opened, as its authors publish no checksum of it")
+            raise UserError(
+                "a pickle is not opened, as it may run any program and its authors publish no "
+                "checksum to know theirs by"
+            )
         return {"params": dinov2_params(files.load(Path(file))[0], DINOV2_VIT_S)}
     except UserError as error:
         raise UserError(f"--judge.weights {file}: {error}; {_SOURCE}") from None

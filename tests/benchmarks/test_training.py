@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,46 @@ def test_the_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> N
     assert memory == {"device_peak": None, "process_peak": None, "program": 7}
 
 
+def _of_too_much() -> list[Callable[[], Any]]:
+    import torch
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def met(error: Exception) -> None:
+        raise BackendCompilerFailed(len, error, None)
+
+    def raised(error: Exception) -> None:
+        raise error
+
+    much = torch.cuda.OutOfMemoryError("CUDA out of memory.")
+    return [
+        lambda: torch.empty(2**60, dtype=torch.uint8),
+        lambda: np.empty(2**60, np.uint8),
+        lambda: jax.block_until_ready(jax.numpy.zeros(2**50, np.uint8)),
+        lambda: raised(much),
+        lambda: met(much),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5), ids=["torch", "numpy", "jax", "cuda", "compile"])
+def test_too_little_memory_is_known_by_its_error(number: int) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        _of_too_much()[number]()
+    assert timing.exhausted(caught.value) == timing.MEMORY
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, jax.errors.JaxRuntimeError, ValueError])
+def test_an_error_that_speaks_of_memory_is_another(kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="memory format"):
+        timing.exhausted(kind("unsupported memory format"))
+
+
 def test_the_unet_is_measured_before_the_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
 
     def measured(shape: str, dtype: str, batch: int, repeats: int) -> dict[str, Any]:
         order.append(batch)
         if batch > 8:
-            raise RuntimeError("CUDA out of memory.")
+            raise MemoryError
         return _row({"device_peak": 9, "torch_peaks": {"eager": 5}}, "jaxgen")
 
     most = ceilings.Ceilings(8.0, 8.0)

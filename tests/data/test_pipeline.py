@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.pipeline import batches, iterate
+from jaxgen.data.pipeline import Shared, batches, iterate
 from jaxgen.data.source import Source, picked
 from jaxgen.errors import UserError
 
@@ -45,6 +45,17 @@ def test_a_batch_holds_what_the_records_say():
     }
     assert batch["caption"][:, 0].tolist() == rows(batch)
     assert batch["label"].tolist() == [row % 5 for row in rows(batch)]
+
+
+def test_what_is_told_of_a_caption_goes_with_it():
+    """Of captions "i k" here 10·i + k, equal ones kept once: all captions of pictures 0 to 3."""
+    source = make_source(20)
+    said = np.array([10 * i + k for i in range(20) for k in range(3)])
+    kept, which = np.unique(np.where(said < 40, 7, said), return_inverse=True)
+    batch = batches(source, encode, batch=20, seed=0, told={"said": Shared(kept, which)})[0]
+    expected = batch["caption"] @ [10, 1]
+    assert batch["said"].tolist() == np.where(expected < 40, 7, expected).tolist()
+    assert len(set(batch["caption"][:, 1])) > 1
 
 
 def test_only_some_of_the_pictures():

@@ -50,8 +50,7 @@ def config(diffusion_config: Diffusion) -> Diffusion:
 
 
 def test_codes_computed_beforehand_are_those_of_the_mirrored_pictures(config, codec, batch) -> None:
-    wanted = text_to_image.once(config, {"codec": codec})
-    assert wanted is not None
+    (wanted,) = text_to_image.once(config, {"codec": codec})
     kept = jax.jit(wanted.compute)(codec, batch["image"])
     key = jax.random.key(0)
     clean = jax.jit(functools.partial(text_to_image.clean, config, {"codec": codec}))

@@ -114,7 +114,7 @@ def test_a_checkpoint_killed_while_it_was_being_deleted_is_no_news(
     checkpoints = tmp_path / "cut/checkpoints"
     (checkpoints / "3/state").mkdir(parents=True)  # what is left of it
     same(fit(tmp_path / "cut", 23), whole)
-    assert "cannot be read" not in capsys.readouterr().out
+    assert "damaged" not in capsys.readouterr().out
     assert not [path for path in checkpoints.iterdir() if path.name == "3" or "un" in path.name]
 
 
@@ -126,8 +126,12 @@ def test_an_older_checkpoint_with_a_damaged_file_is_set_aside_and_said(
     older = min(int(path.name) for path in checkpoints.iterdir())
     (checkpoints / str(older) / "metrics/metrics").write_text("{")
     fit(tmp_path / "cut", 14)
-    assert f"checkpoint {older} cannot be read" in capsys.readouterr().out
-    assert (checkpoints / f"unreadable-{older}/state").is_dir(), "its state may be good"
+    aside = checkpoints / f"unreadable-{older}"
+    assert (
+        f"checkpoint {older} is damaged: its loss, in metrics/metrics, cannot be read; it is set "
+        f"aside as {aside}"
+    ) in capsys.readouterr().out
+    assert (aside / "state").is_dir(), "its state may be good"
 
 
 def test_a_term_that_is_not_finite_stops_the_run_by_name_and_spares_the_checkpoint(
@@ -147,21 +151,31 @@ def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "checkpoints", 5).steps() == [5, 55, 60], "also after a resume"
 
 
-def damage(folder: Path, step: int) -> None:
-    for file in (folder / "checkpoints" / str(step)).rglob("*"):
+def damage(folder: Path, step: int, part: str = "*") -> None:
+    for file in (folder / "checkpoints" / str(step)).rglob(part):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("data/metadata", "{20}/data/metadata is cut short or changed"),
+        ("state/_METADATA", "{20}/state/_METADATA is cut short or changed"),
+        ("state/manifest.ocdbt", "its arrays, in {20}/state, cannot be read ("),
+    ],
+)
 def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
-    whole: State, tmp_path: Path, capsys: pytest.CaptureFixture
+    part: str, told: str, whole: State, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = tmp_path / "cut"
     fit(folder, 20)
-    damage(folder, 20)
+    damage(folder, 20, part)
     same(fit(folder, 23), whole)
-    out = capsys.readouterr().out
-    assert "checkpoint 20 cannot be read" in out
+    out, checkpoints = capsys.readouterr().out, folder / "checkpoints"
+    assert f"checkpoint 20 is damaged: {told.replace('{20}', f'{checkpoints}/20')}" in out
+    assert "; an older one is tried\n" in out
+    assert f"checkpoint 20 is set aside as {checkpoints}/unreadable-20\n" in out
     assert "going on from the checkpoint of step 15" in out
 
 

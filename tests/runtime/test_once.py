@@ -1,4 +1,4 @@
-"""What is computed of a picture once: it belongs to its picture, and no other is ever taken."""
+"""What is computed once of a picture, or caption: it belongs to that, and no other is taken."""
 
 import dataclasses
 from pathlib import Path
@@ -36,21 +36,21 @@ def wanted(weight: float) -> Once:
     def compute(weights, image):
         return {"code": weights * image[:, 0, 0].astype(jnp.float32)}
 
-    return Once("first pixel", jnp.asarray(weight), compute)
+    return Once("image", "first pixel", jnp.asarray(weight), compute)
 
 
 def test_every_picture_has_its_own_row_computed_once(source: Source, tmp_path: Path) -> None:
     seen: list[int] = []
-    first = once.arrays(wanted(2.0), source, tmp_path, lambda done, _: seen.append(done))
+    first = once.pictures(wanted(2.0), source, tmp_path, lambda done, _: seen.append(done))
     np.testing.assert_array_equal(first["code"], 2.0 * np.asarray(source.images)[:, 0, 0])
     assert seen[-1] == COUNT
-    again = once.arrays(wanted(2.0), source, tmp_path, lambda *_: pytest.fail("computed again"))
+    again = once.pictures(wanted(2.0), source, tmp_path, lambda *_: pytest.fail("computed again"))
     np.testing.assert_array_equal(again["code"], first["code"])
 
 
 @pytest.mark.parametrize("what", ["weights", "pictures", "description"])
 def test_nothing_stale_is_taken(what: str, source: Source, tmp_path: Path) -> None:
-    once.arrays(wanted(2.0), source, tmp_path, lambda *_: None)
+    once.pictures(wanted(2.0), source, tmp_path, lambda *_: None)
     changed, pictures = wanted(3.0 if what == "weights" else 2.0), source
     if what == "pictures":
         pictures = dataclasses.replace(
@@ -59,21 +59,53 @@ def test_nothing_stale_is_taken(what: str, source: Source, tmp_path: Path) -> No
     if what == "description":
         changed = changed._replace(describes="another", compute=wanted(2.0).compute)
     counted: list[int] = []
-    found = once.arrays(changed, pictures, tmp_path, lambda done, _: counted.append(done))
+    found = once.pictures(changed, pictures, tmp_path, lambda done, _: counted.append(done))
     assert counted
     factor = float(changed.weights)
     np.testing.assert_array_equal(found["code"], factor * np.asarray(pictures.images)[:, 0, 0])
 
 
+IDS = np.array([[2, 7, 3], [2, 5, 3], [2, 7, 3]], np.int32)
+
+
+def told(weight: float) -> Once:
+    def compute(weights, ids):
+        return {"sum": weights * jnp.sum(ids, axis=1).astype(jnp.float32)}
+
+    empty = np.array([[2, 3, 0]], np.int32)
+    return Once("caption", "sum", jnp.asarray(weight), compute, spares="text", empty=empty)
+
+
+@pytest.mark.parametrize("what", ["weights", "captions", "description", "order"])
+def test_equal_captions_share_a_row_and_none_is_stale(what: str, tmp_path: Path) -> None:
+    counted: list[int] = []
+
+    def computed(once_told: Once, ids: np.ndarray) -> None:
+        table, empty = once.captions(once_told, ids, tmp_path, lambda n, _: counted.append(n))
+        weight = float(once_told.weights)
+        np.testing.assert_array_equal(table["sum"][np.arange(len(ids))], weight * ids.sum(axis=1))
+        np.testing.assert_array_equal(empty["sum"], [5 * weight])
+
+    computed(told(2.0), IDS)
+    computed(told(2.0), IDS)
+    assert counted == [3], "two captions and the empty one"
+    changed = told(3.0 if what == "weights" else 2.0)
+    ids = {"captions": IDS + 1, "order": IDS[::-1]}.get(what, IDS)
+    computed(changed._replace(describes="another") if what == "description" else changed, ids)
+    assert len(counted) == (1 if what == "order" else 2)
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+
+
 def test_a_damaged_file_is_computed_again(source: Source, tmp_path: Path) -> None:
-    first = once.arrays(wanted(2.0), source, tmp_path, lambda *_: None)
+    first = once.pictures(wanted(2.0), source, tmp_path, lambda *_: None)
+    expected = np.array(first["code"])  # which is mapped from the file
     (file,) = tmp_path.rglob("*.npy")
     file.write_bytes(file.read_bytes()[:100])
-    again = once.arrays(wanted(2.0), source, tmp_path, lambda *_: None)
-    np.testing.assert_array_equal(again["code"], first["code"])
+    again = once.pictures(wanted(2.0), source, tmp_path, lambda *_: None)
+    np.testing.assert_array_equal(again["code"], expected)
 
 
 def test_a_file_where_the_folder_should_be_is_told(source: Source, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*cache"):
-        once.arrays(wanted(2.0), source, tmp_path / "cache", lambda *_: None)
+        once.pictures(wanted(2.0), source, tmp_path / "cache", lambda *_: None)

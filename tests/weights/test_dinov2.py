@@ -137,11 +137,12 @@ def test_what_is_no_file_of_weights_says_where_there_is_one(tmp_path: Path) -> N
         ("", "does not come with jaxgen"),
         (str(tmp_path / "absent.safetensors"), "absent.safetensors cannot be read"),
         (str(tmp_path / "torn.safetensors"), "torn.safetensors cannot be read"),
-        (str(tmp_path / "dinov2_vits14_pretrain.pth"), "a pickle is not opened"),
+        (str(tmp_path / "dinov2_vits14_pretrain.pth"), "a pickle is not opened, as it may run any"),
     ):
         line = refused(file)
         assert words in line
-        assert "facebook/dinov2-small" in line
+        assert "facebook/dinov2-small and timm/vit_small_patch14_dinov2.lvd142m" in line
+        assert line.endswith("have it as model.safetensors")
 
 
 def refused(file: str) -> str:
