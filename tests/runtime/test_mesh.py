@@ -1,14 +1,11 @@
 """Meshes: who gets what, and the same numbers on any of them."""
 
-import dataclasses
-import functools
 
 import jax
 import numpy as np
 import pytest
-from tiny import state_like
 
-from jaxgen import methods
+from benchmarks.meshes import deviations
 from jaxgen.config import Mesh
 from jaxgen.errors import UserError
 from jaxgen.runtime import mesh as meshes
@@ -80,33 +77,8 @@ def test_large_arrays_are_split_over_fsdp_and_small_ones_copied() -> None:
     assert where["odd"].is_fully_replicated
 
 
-@pytest.mark.parametrize("name", ["diffusion", "add"])
-def test_two_steps_on_eight_devices_give_the_losses_of_one(
-    name: str, diffusion_config, add_config, frozen, batch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(meshes, "SHARD_FROM", 64)  # or nothing of so small a model would be split
-    judge = dataclasses.replace(add_config.judge, taps=(0,))  # compiles fastest
-    config = {
-        "diffusion": diffusion_config,
-        "add": dataclasses.replace(add_config, judge=judge),
-    }[name]
-    method = methods.of(config)
-    first = state_like(functools.partial(method.init, config, frozen, jax.random.key(0)))
-    losses = {}
-    for shape in (Mesh(data=1), Mesh(data=4, fsdp=2)):
-        mesh = meshes.make(shape, 8)
-        fixed = jax.device_put(frozen, meshes.replicated(mesh))
-        where = meshes.over_parameters(mesh, first)
-        assert all(s.is_fully_replicated for s in jax.tree.leaves(where)) == (shape == Mesh(data=1))
-        state = jax.device_put(first, where)
-        step = jax.jit(functools.partial(method.train_step, config), out_shardings=(where, None))
-        found = []
-        for _ in range(2):
-            placed = meshes.put_batch(mesh, {k: np.asarray(v) for k, v in batch.items()})
-            state, metrics = step(state, fixed, placed)
-            found.append(jax.device_get(metrics))
-        losses[shape] = found
-    one, eight = losses.values()
-    for a, b in zip(one, eight, strict=True):
-        for term in a:
-            np.testing.assert_allclose(a[term], b[term], rtol=2e-4, atol=1e-6, err_msg=term)
+@pytest.mark.parametrize("name", ["add", "latent_diffusion"])
+def test_a_step_split_over_eight_devices_is_that_of_one(name: str) -> None:
+    """The other methods, for which `benchmarks.meshes` does the same, take too long here."""
+    (found,) = deviations(name, (Mesh(data=4, fsdp=2),))
+    assert max(found.metrics, found.gradients, found.parameters) < 1e-5, found
