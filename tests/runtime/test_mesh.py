@@ -1,14 +1,22 @@
 """Meshes: who gets what, and the same numbers on any of them."""
 
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from benchmarks.meshes import deviations
+from jaxgen import methods
 from jaxgen.config import Mesh
 from jaxgen.errors import UserError
+from jaxgen.runtime import loop
 from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime import metrics as logs
+from jaxgen.runtime.checkpoints import Checkpoints
 
 
 @pytest.mark.parametrize(
@@ -82,3 +90,59 @@ def test_a_step_split_over_eight_devices_is_that_of_one(name: str) -> None:
     """The other methods, for which `benchmarks.meshes` does the same, take too long here."""
     (found,) = deviations(name, (Mesh(data=4, fsdp=2),))
     assert max(found.metrics, found.gradients, found.parameters) < 1e-5, found
+
+
+@dataclasses.dataclass
+class Rolled:
+    """The batch's pictures under ever other captions."""
+
+    batch: dict[str, np.ndarray]
+    position: int = 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.position += 1
+        return {**self.batch, "caption": np.roll(self.batch["caption"], self.position, 0)}
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self.position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.position = state["next_index"]
+
+
+def test_a_run_moved_to_other_meshes_goes_on_along_the_same_curve(
+    diffusion_config, batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its checkpoints, for 50 steps: from eight devices to a split over four by two, to one."""
+    monkeypatch.setattr(meshes, "SHARD_FROM", 64)
+    batch = {name: np.asarray(values) for name, values in batch.items()}
+
+    def train(name: str, shape: Mesh, steps: int) -> list[dict[str, float]]:
+        folder = tmp_path / name
+        init, train_step = methods.programs(diffusion_config)
+        with contextlib.closing(Checkpoints(folder / "checkpoints", 100)) as checkpoints:
+            loop.fit(
+                title=name,
+                mesh=meshes.make(shape, 8),
+                init=init,
+                train_step=train_step,
+                frozen=methods.seeded(diffusion_config, {}),
+                data=Rolled(batch),
+                steps=steps,
+                batch=8,
+                log_every=1,
+                checkpoints=checkpoints,
+                open_log=functools.partial(logs.MetricsLog, folder),
+                sample=lambda *_: None,
+                sample_every=0,
+            )
+        return logs.read(folder)
+
+    whole = train("whole", Mesh(data=1), 55)
+    for shape, steps in ((Mesh(data=8), 5), (Mesh(data=4, fsdp=2), 30), (Mesh(data=1), 55)):
+        moved = train("moved", shape, steps)
+    assert whole[-1]["loss"] < 0.9 * whole[0]["loss"], "so there is a curve to follow"
+    for expected, found in zip(whole, moved, strict=True):
+        for term in expected:
+            message = f"{term} at step {expected['step']}"
+            np.testing.assert_allclose(found[term], expected[term], rtol=1e-4, err_msg=message)
