@@ -3,20 +3,23 @@
     python -m benchmarks.kill_resume --kills=20
 
 Trains a small teacher and its student from nothing (data prepared, teacher, student, pictures)
-undisturbed, then once for every kill: SIGKILL after a random part of the time that the whole took,
-and the same command again to its end. Weights, both last checkpoints (parameters, moving average,
-moments, place in the data) and metrics logs must be those of the undisturbed run, bit for bit.
-Exit code 1 where they are not.
+undisturbed, then once for every kill: SIGKILL, and the same command again to its end. The kills
+take turns: while the data is prepared, in a step, in a save, between the stages. Each falls when
+the run has spent a random part of the time that the undisturbed one spent so. Weights, both last
+checkpoints (parameters, moving average, moments, place in the data) and metrics logs must be those
+of the undisturbed run, bit for bit. Exit code 1 where they are not.
 """
 
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,12 @@ from jaxgen.runtime import mesh as meshes
 
 PROGRAM = "python -m benchmarks.kill_resume"
 STAGES = ("student_teacher", "student")
-CONFIG = '''"""A student and its teacher, as small as they can be."""
+DATA, STEP, SAVE, BETWEEN = "preparing the data", "in a step", "in a save", "between the stages"
+MOMENTS = (DATA, STEP, SAVE, BETWEEN)
+OTHER = "at another moment"  # imports, compiling, the end
+LOOK = 0.01  # seconds between two looks at what a run does
+TEACHER_STEPS, STUDENT_STEPS = 60, 30
+CONFIG = f'''"""A student and its teacher, as small as they can be."""
 
 import dataclasses
 
@@ -50,14 +58,15 @@ model = Denoiser(
 )
 data = Data(name="openmoji:food-drink", size=16)
 steady = Optimizer(decay="constant")
-train = Train(steps=60, batch=16, log_every=1, sample_every=0, checkpoint_every=5)
+train = Train(steps={TEACHER_STEPS}, batch=16, log_every=1, sample_every=0, checkpoint_every=5)
 teacher = Diffusion(
     name="teacher", data=data, model=model, train=train, optimizer=steady, sampler_steps=2
 )
 config = Add(
     name="student", teacher="train", teacher_config="teacher.py", data=data, model=model,
-    judge=JudgeConfig(taps=(0,), resize=32), train=dataclasses.replace(train, steps=30),
-    optimizer=steady, judge_optimizer=steady, sampler_steps=2,
+    judge=JudgeConfig(taps=(0,), resize=32),
+    train=dataclasses.replace(train, steps={STUDENT_STEPS}), optimizer=steady,
+    judge_optimizer=steady, sampler_steps=2,
 )
 '''
 TEACHER = 'import runpy\n\nconfig = runpy.run_path("student.py")["teacher"]\n'
@@ -103,23 +112,23 @@ def main() -> None:
 def _measured(options: Options, scratch: Path) -> list[dict[str, Any]]:
     rng = np.random.default_rng(options.seed)
     _run(_place(scratch, "warm"), scratch)  # fills the cache of compiled programs
-    begun = time.monotonic()
     whole = _place(scratch, "whole")
-    _run(whole, scratch)
-    seconds = time.monotonic() - begun
+    spent, _ = _run(whole, scratch)
     expected = _found(whole)
-    print(f"undisturbed: {seconds:.0f} s, {len(expected)} arrays and files to compare", flush=True)
+    print(f"undisturbed: {_told(spent)}; {len(expected)} arrays and files to compare", flush=True)
     rows = []
-    for number in range(options.kills):
-        place = _place(scratch, f"killed_{number}")
-        after = float(rng.uniform(0, seconds))
-        where = _run(place, scratch, kill_after=after)
-        if where != "not at all: it had ended":
+    while len(rows) < options.kills:
+        moment = MOMENTS[len(rows) % len(MOMENTS)]
+        place, after = _place(scratch, "killed"), float(rng.uniform(0, spent[moment]))
+        _, where = _run(place, scratch, moment, after)
+        if where:
             _run(place, scratch)
-        difference = _first_difference(expected, _found(place))
-        rows.append({"seconds": round(after, 2), "killed": where, "difference": difference})
-        told = difference or "the same, bit for bit"
-        print(f"{number + 1:3}. killed after {after:5.1f} s, {where}: {told}", flush=True)
+            difference = _first_difference(expected, _found(place))
+            rows.append({"moment": moment, "seconds": round(after, 2), "killed": where})
+            rows[-1]["difference"] = difference
+            told = difference or "the same, bit for bit"
+            print(f"{len(rows):3}. {moment}, after {after:.2f} s: {where}: {told}", flush=True)
+        shutil.rmtree(place)  # where it ended before it was that long so, the next try draws anew
     return rows
 
 
@@ -131,8 +140,14 @@ def _place(scratch: Path, name: str) -> Path:
     return place
 
 
-def _run(place: Path, scratch: Path, kill_after: float = float("inf")) -> str:
-    """Runs the training to its end, or kills it; where it was then."""
+def _run(
+    place: Path, scratch: Path, moment: str = "", after: float = 0.0
+) -> tuple[dict[str, float], str]:
+    """Runs the training to its end, or kills it when it has been `after` seconds at a moment.
+
+    Returns seconds spent at each moment, and where it was killed; empty where it was not.
+    """
+    spent = defaultdict[str, float](float)
     with (place / "log").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "jaxgen.train", "--config=student.py"],
@@ -141,30 +156,49 @@ def _run(place: Path, scratch: Path, kill_after: float = float("inf")) -> str:
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-        try:
-            process.wait(None if kill_after == float("inf") else kill_after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return _where(place)
+        looked = time.monotonic()
+        while process.poll() is None:
+            now, looked_before = _moment(place), looked
+            looked = time.monotonic()
+            spent[now] += looked - looked_before
+            if now == moment and spent[now] >= after:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return spent, _where(place)
+            time.sleep(LOOK)
     if process.returncode:
         raise UserError(f"the training failed: {(place / 'log').read_text()[-600:]}")
-    return "not at all: it had ended"
+    return spent, ""
+
+
+def _moment(place: Path) -> str:
+    """What a run is doing, told by what it has written so far."""
+    teacher, student = (place / "runs" / stage for stage in STAGES)
+    if any((place / "data").glob("*/*/*incomplete*")):
+        return DATA
+    if any((place / "runs").glob("*/checkpoints/*tmp*")):
+        return SAVE
+    taught, learnt = _steps(teacher), _steps(student)
+    if taught == TEACHER_STEPS and not learnt:
+        return BETWEEN
+    return STEP if taught and learnt < STUDENT_STEPS else OTHER
+
+
+def _steps(folder: Path) -> int:
+    """Steps in a run's log."""
+    log = folder / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.is_file() else 0
 
 
 def _where(place: Path) -> str:
-    """What a killed run was doing, told by what it left."""
-    for stage in reversed(STAGES):
-        folder = place / "runs" / stage
-        if not folder.is_dir():
-            continue
-        log = folder / "metrics.jsonl"
-        steps = len(log.read_text().splitlines()) if log.is_file() else 0
-        saving = any("tmp" in path.name for path in (folder / "checkpoints").glob("*"))
-        finished = (folder / "model.safetensors").is_file()
-        how = "after its end" if finished else "in a save" if saving else "in training"
-        return f"{stage}, {steps} steps logged, {how}"
-    return "before any stage" if (place / "data").is_dir() else "before anything was written"
+    """How far a killed run had come, told by what it left."""
+    steps = {stage: _steps(place / "runs" / stage) for stage in STAGES}
+    done = [f"{n} steps of {stage} logged" for stage, n in steps.items() if n]
+    return f"{_moment(place)}, {' and '.join(done) or 'no step logged'}"
+
+
+def _told(spent: dict[str, float]) -> str:
+    return ", ".join(f"{spent[moment]:.1f} s {moment}" for moment in (*MOMENTS, OTHER))
 
 
 def _found(place: Path) -> dict[str, bytes]:

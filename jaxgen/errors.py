@@ -1,4 +1,4 @@
-"""The one kind of failure that is the user's to mend."""
+"""The failures that are a user's to mend, or that pass."""
 
 import contextlib
 import errno
@@ -7,33 +7,48 @@ from collections.abc import Iterator
 
 EXIT_FAULT = 1  # Python's own, of a traceback
 EXIT_USER_ERROR = 2
-EXIT_AGAIN = 75  # EX_TEMPFAIL: the state is saved, or a host was lost; run the same command again
+EXIT_AGAIN = 75  # EX_TEMPFAIL: saved, or a host or bucket was lost; run the same command again
 EXIT_INTERRUPTED = 130
 _MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 _CLIENTS = ("gcsfs", "fsspec", "aiohttp", "requests", "google")  # of a bucket, by their modules
 _STATUSES = ("UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
 _STATUSES += ("RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")  # as TensorStore words them
+_DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "Forbidden", "DefaultCredentials")
+_DENIED += ("invalid_grant",)  # of credentials that were revoked
+_PASSING = (408, 429)  # HTTP: timed out, too many requests; and all from 500
 
 
 class UserError(Exception):
     """Bad input. Its text is one line that names the thing and the remedy."""
+
+    code = EXIT_USER_ERROR
+
+
+class Outage(UserError):  # noqa: N818
+    """A bucket that does not answer, or not well: the same command may find it as it should be.
+
+    So its code is that on which launchers run it again.
+    """
+
+    code = EXIT_AGAIN
 
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Turns a `UserError`, a full disk or a forbidden file into one line on stderr and exit code 2.
 
-    Ctrl-C is one line and exit code 130. Doors run inside it.
+    An `Outage` is exit code 75, and Ctrl-C one line and 130. Doors run inside it.
     """
     try:
         yield
     except UserError as error:
-        _end(str(error))
+        _end(str(error), error.code)
     except KeyboardInterrupt:
         _end("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
         if reason := trouble(error):
-            _end(f"a bucket cannot be used ({reason}); see to network and rights and run again")
+            told = unusable(error, f"a bucket cannot be used ({reason})")
+            _end(str(told), told.code)
         if not isinstance(error, OSError) or error.errno not in _MACHINE_FAULTS:
             raise
         _end(f"{error.strerror}: {error.filename or 'a file of the run'}; mend that and run again")
@@ -51,6 +66,22 @@ def trouble(error: BaseException) -> str:
     if module in _CLIENTS or refused or status:
         return f"{type(error).__name__}: {told}"[:160]
     return ""
+
+
+def unusable(error: BaseException, line: str) -> UserError:
+    """What to raise for an error that is `trouble`, with `line` and the remedy behind it."""
+    if _passes(error):
+        return Outage(f"{line}; see to the network, and run the same command again")
+    return UserError(f"{line}; see to rights and credentials, and run the same command again")
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether another try may go well though nobody has mended anything."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    if str(status).isdigit():
+        return int(str(status)) in _PASSING or int(str(status)) >= 500
+    told = f"{type(error).__name__}: {error}"
+    return not any(word in told for word in _DENIED)
 
 
 def _end(line: str, code: int = EXIT_USER_ERROR) -> None:

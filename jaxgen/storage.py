@@ -19,10 +19,10 @@ from typing import Any, cast
 
 from etils import epath
 
-from jaxgen.errors import UserError, trouble
+from jaxgen.errors import Outage, UserError, trouble, unusable
 
 SCHEME = "gs://"
-SECONDS = 30  # for the first contact with a bucket
+SECONDS = 30  # for the first contact with a bucket, and of silence before a request is made anew
 
 
 def check(name: str, option: str = "") -> None:
@@ -57,7 +57,7 @@ def is_remote(path: Path) -> bool:
 def written(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of `path` at once when the block has ended well.
 
-    Raises UserError where a bucket does not take it.
+    Raises UserError where a bucket does not take it, Outage where it may later.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory() as scratch:
@@ -135,7 +135,7 @@ class Growing:
 
 @functools.cache
 def _reach(bucket: str) -> None:
-    """Raises UserError unless the bucket is there and may be looked at."""
+    """Raises UserError unless the bucket is there and may be looked at, Outage if none answers."""
     from google.api_core import exceptions
     from google.auth.exceptions import DefaultCredentialsError
     from google.cloud import storage
@@ -163,23 +163,38 @@ def _reach(bucket: str) -> None:
         ) from None
     except Exception as error:  # of the network, of five libraries
         reason = str(error.__cause__ or error)[:80]
-        raise UserError(f"{name} cannot be reached ({reason}); see to the network") from None
+        raise Outage(f"{name} cannot be reached ({reason}); see to the network") from None
+    _end_silences()
 
 
 @functools.cache
 def _bucket() -> Any:
     """The file system of all buckets, for etils and Orbax too."""
+    import aiohttp
     import fsspec.config
 
-    # What TensorStore writes, and other hosts, a cache of listings would not see.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    fsspec.config.conf.setdefault("gcs", {}).update(
+        # What TensorStore writes, and other hosts, a cache of listings would not see.
+        use_listings_cache=False,
+        requests_timeout=aiohttp.ClientTimeout(sock_connect=SECONDS, sock_read=SECONDS),
+    )
     return fsspec.filesystem("gcs")
+
+
+def _end_silences() -> None:
+    """Neither library does so of itself: their requests would wait for ever."""
+    for limit in ("CONNECT_TIMEOUT", "LOW_SPEED_TIME"):
+        os.environ.setdefault(f"TENSORSTORE_CURL_{limit}_SECONDS", str(SECONDS))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+    _bucket()
 
 
 def _put(file: Path, path: Path) -> None:
     try:
         _bucket().put_file(str(file), str(path))
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and error.errno is None:  # as gcsfs says it
+            raise UserError(f"cannot write {path}: its bucket is gone; make it again") from None
         if not (reason := trouble(error)):
             raise
-        raise UserError(f"cannot write {path} ({reason}); mend that and run again") from None
+        raise unusable(error, f"cannot write {path} ({reason})") from None

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -28,6 +29,8 @@ class Bucket:
         self.before: Callable[[str], int] = lambda name: 200
         """Called with the name of an object that is to be written: 200 lets it be, another status
         is the answer; 0: there is none."""
+        self.outage: int | None = None
+        """None: there is none. Else all requests get this status; 0: they get no answer."""
         self.environment = {
             "STORAGE_EMULATOR_HOST": where,
             "TENSORSTORE_GCS_HTTP_URL": where,
@@ -75,11 +78,16 @@ class _Handler(RequestHandler):
             or query.get("name", [""])[0]
             or (told[1].decode() if told and self.command == "POST" else "")
         )
+        while self._bucket.outage == 0:
+            time.sleep(0.1)
+        if status := self._bucket.outage:
+            self._refuse(status)
+            return
         writes = self.command == "POST" and "upload" in parts.path
         if writes and (status := self._bucket.before(self._name)) != 200:
-            self.close_connection = True
             if status:
                 self._refuse(status)
+            self.close_connection = not status
             return
         with self.turn:
             asked = query.get("ifGenerationMatch")

@@ -62,13 +62,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """The one line on stderr of a door, given its main and arguments, that ends by exit code 2."""
+    """The one line on stderr of a door that ends by exit code 2, given its main and arguments."""
 
-    def refused(main: Callable[[], None], *arguments: str) -> str:
+    def refused(main: Callable[[], None], *arguments: str, code: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", ["door", *arguments])
         with pytest.raises(SystemExit) as stop:
             main()
-        assert stop.value.code == 2
+        assert stop.value.code == code
         (line,) = capsys.readouterr().err.splitlines()
         return line
 

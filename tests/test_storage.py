@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,21 @@ from jaxgen.state import State
 RUN = "gs://bucket/runs/teacher"
 # TensorStore may still answer a refused save when Orbax has left its event loop.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+TRAIN = ("-m", "jaxgen.train")
+HASTY = """
+import types
+import gcsfs.retry
+from jaxgen import train
+from jaxgen.runtime import loop
+
+async def sleep(seconds):
+    pass
+
+gcsfs.retry.asyncio = types.SimpleNamespace(sleep=sleep)  # between its six tries
+loop.GRACE = 3.0
+train.main()
+"""
 
 CONFIG = """
 from jaxgen.config import Data, Optimizer, Train
@@ -68,9 +84,11 @@ def here(folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def start(folder: Path, bucket: Bucket, workdir: str) -> subprocess.Popen:
+def start(
+    folder: Path, bucket: Bucket, workdir: str, *more: str, program: tuple[str, ...] = TRAIN
+) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxgen.train", "--config=teacher.py", f"--workdir={workdir}"],
+        [sys.executable, *program, "--config=teacher.py", f"--workdir={workdir}", *more],
         cwd=folder,
         env={**os.environ, **bucket.environment},
         stdout=subprocess.PIPE,
@@ -97,11 +115,9 @@ def trained(folder: Path, bucket: Bucket) -> str:
     assert killed.returncode == -signal.SIGKILL, said[-2000:]
     assert "runs/teacher/checkpoints/6/state/manifest.ocdbt" in bucket.names()
     resumed = start(folder, bucket, "gs://bucket/runs")
-    for process in (resumed, whole):
-        said, _ = process.communicate()
-        assert process.returncode == 0, said[-2000:]
-        if process is resumed:
-            told = said
+    told, _ = resumed.communicate()
+    said, _ = whole.communicate()
+    assert (resumed.returncode, whole.returncode) == (0, 0), told[-2000:] + said[-2000:]
     return told
 
 
@@ -120,6 +136,40 @@ def test_killed_and_resumed_in_a_bucket_is_bit_for_bit_undisturbed_on_a_disk(
     assert steps == {"6", "9"}
     assert ".lock" not in names
     assert not (folder / "gs:").exists()
+
+
+@pytest.mark.parametrize(
+    ("outage", "words"),
+    [
+        (0, "asked to stop, but gs://bucket/runs/cut0/checkpoints did not take the state within"),
+        (503, "refused, 503)"),
+    ],
+)
+def test_a_run_whose_bucket_answers_no_more_ends_soon_to_be_run_again(
+    outage: int, words: str, folder: Path, bucket: Bucket, trained: str
+) -> None:
+    """In the midst of the second save; SIGTERM comes at the same time where there is no answer."""
+    name = f"--name=cut{outage}"
+    cut = start(
+        folder, bucket, "gs://bucket/runs", name, "--train.steps=100000", program=("-c", HASTY)
+    )
+
+    def cut_off(name: str) -> int:
+        if name == f"runs/cut{outage}/checkpoints/6/commit_success.txt":
+            bucket.outage = outage
+            if not outage:
+                cut.terminate()
+            return 0
+        return 200
+
+    bucket.before = cut_off
+    said, _ = cut.communicate()
+    bucket.before, bucket.outage = lambda name: 200, None
+    assert cut.returncode == 75, said[-3000:]
+    (line,) = [line for line in said.splitlines() if line.startswith("jaxgen: ")]
+    assert words in line
+    assert "the same command" in line
+    assert f"runs/cut{outage}/checkpoints/3/commit_success.txt" in bucket.names()
 
 
 def test_a_run_in_a_bucket_is_sampled_and_builds_others(
@@ -151,9 +201,6 @@ def test_what_a_bucket_refuses_is_one_line_and_the_good_checkpoint_is_used(
     checkpoints.save(2, state, {}, 1.0)
     with pytest.raises(UserError, match=r"cannot write a checkpoint .*good ones are kept: \[1\]"):
         checkpoints.close()
-    bucket.before = lambda name: 403
-    with pytest.raises(UserError, match=r"cannot write gs://bucket/one.png .*Forbidden"):
-        storage.write_text(storage.folder("gs://bucket/one.png"), "")
     bucket.before = lambda name: 200
     again = Checkpoints(folder, 1)
     found = again.restore(state, print, mend=True)
@@ -161,6 +208,30 @@ def test_what_a_bucket_refuses_is_one_line_and_the_good_checkpoint_is_used(
     assert found is not None
     np.testing.assert_array_equal(found[0].params["p"], state.params["p"])
     assert "damaged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "code"),
+    [
+        (401, r"HttpError: refused, 401\); see to rights", 2),
+        (403, r"Forbidden.*; see to rights", 2),
+        (404, "its bucket is gone", 2),
+        (429, r"HttpError: refused, 429\); see to the network", 75),
+        (502, r"ProxyError.*; see to the network", 75),
+    ],
+)
+def test_only_what_may_pass_is_to_be_run_again(
+    status: int, words: str, code: int, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def at_once(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(sleep=at_once))
+    bucket.before = lambda name: status
+    with pytest.raises(UserError, match=f"cannot write gs://bucket/a.txt.*{words}") as refusal:
+        storage.write_text(storage.folder("gs://bucket/a.txt"), "")
+    bucket.before = lambda name: 200
+    assert refusal.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -184,6 +255,6 @@ def test_without_gcsfs_or_a_network_one_line_says_so(
     arguments = ["--config=teacher.py", "--workdir=gs://bucket/runs"]
     monkeypatch.setattr(storage, "SECONDS", 0.1)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
-    assert "gs://bucket cannot be reached" in refused(train.main, *arguments)
+    assert "gs://bucket cannot be reached" in refused(train.main, *arguments, code=75)
     monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
     assert 'needs gcsfs: pip install "jaxgen[gcs]"' in refused(train.main, *arguments)

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from jaxgen import storage
-from jaxgen.errors import UserError, trouble
+from jaxgen.errors import UserError, trouble, unusable
 from jaxgen.runtime import hosts
 from jaxgen.state import State
 
@@ -84,7 +84,8 @@ class Checkpoints:
     def save(self, step: int, state: State, data: dict[str, Any], loss: float, force: bool = False):
         """Saves in the background what stands after `step` steps; `data` is the iterator's state.
 
-        Raises UserError when this or the previous save cannot be written; older ones stay good.
+        Raises UserError when this or the previous save cannot be written, Outage where a bucket may
+        take it later; older ones stay good.
         """
         with self._writing():
             self._manager.save(
@@ -164,12 +165,13 @@ class Checkpoints:
             full = isinstance(error, ValueError) and ("os_error" in told or "space" in told)
             if not (full or isinstance(error, OSError) or trouble(error)):
                 raise
-            kept = self.steps()
-            remedy = "see to network and rights" if trouble(error) else "free space there"
-            raise UserError(
+            line = (
                 f"cannot write a checkpoint in {self.folder} ({str(error).splitlines()[0][:160]}); "
-                f"good ones are kept: {kept or 'none'}; {remedy} and run again"
-            ) from error
+                f"good ones are kept: {self.steps() or 'none'}"
+            )
+            if trouble(error):
+                raise unusable(error, line) from error
+            raise UserError(f"{line}; free space there and run again") from error
 
 
 def _goodness(metrics: Any) -> float:

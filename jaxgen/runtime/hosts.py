@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ from jax.experimental import multihost_utils
 import jaxgen
 from jaxgen.config import Hosts
 from jaxgen.data.source import digest
-from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, EXIT_USER_ERROR, UserError
+from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, UserError, trouble, unusable
 
 AUTO = "auto"
 _LOST = (
@@ -124,8 +125,10 @@ def together() -> Iterator[None]:
     except Exception as error:  # whatever it is, JAX would make the process wait for the others
         if jax.process_count() == 1:
             raise
+        if reason := trouble(error):
+            error = unusable(error, f"a bucket cannot be used ({reason})")
         if isinstance(error, UserError):
-            leave(EXIT_USER_ERROR, " ".join(str(error).split()))
+            leave(error.code, " ".join(str(error).split()))
         if not any(word in str(error).lower() for word in _LOST):
             traceback.print_exc()
             leave(EXIT_FAULT, f"process {jax.process_index()} ends by a fault of its own")
@@ -145,6 +148,13 @@ def leave(code: int, line: str) -> NoReturn:
     print(f"jaxgen: {line}", file=sys.stderr, flush=True)
     _goodbye()
     os._exit(code)
+
+
+def leave_after(seconds: float, code: int, line: str) -> None:
+    """Has the process `leave` if it has not ended by then, whatever it waits for."""
+    clock = threading.Timer(seconds, leave, (code, line))
+    clock.daemon = True
+    clock.start()
 
 
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end

@@ -15,11 +15,12 @@ from typing import Any
 import tensorstore
 
 from jaxgen import storage
-from jaxgen.errors import EXIT_USER_ERROR, UserError
+from jaxgen.errors import EXIT_USER_ERROR, UserError, unusable
 from jaxgen.runtime import hosts
 
 REFRESH, STALE = 15.0, 60.0  # seconds between two signs of life, and of silence that is believed
 LOOK = 1.0  # seconds between two looks at another's lease
+PARTING = 5.0  # seconds that a bucket has to take the lease back
 
 
 @contextlib.contextmanager
@@ -40,7 +41,8 @@ def held(folder: Path) -> Iterator[None]:
     only when it next refreshes the lease, REFRESH seconds after it goes on. Until then it may write
     too: what the same config computes, as its successor does.
 
-    Raises UserError where another process holds the folder, or it cannot be written.
+    Raises UserError where another process holds the folder, or it cannot be written, and Outage
+    where the bucket does not answer.
     """
     if storage.is_remote(folder):
         lease = _Lease(folder)
@@ -73,14 +75,18 @@ class _Lease:
             self._object = tensorstore.KvStore.open(str(folder / ".lock"), context=context).result()
             self._take()
         except ValueError as error:
-            raise _unwritable(folder, str(error).splitlines()[0][:160]) from None
+            reason = str(error).splitlines()[0][:160]
+            raise unusable(error, f"cannot write to {folder} ({reason})") from None
         threading.Thread(target=self._refresh, daemon=True).start()
 
     def release(self) -> None:
         """Lets the next process in at once; where the bucket is not reached, a minute later."""
         self._ended.set()
-        with self._writing, contextlib.suppress(ValueError):
-            self._object.write("", None, if_equal=self._generation).result()
+        if self._writing.acquire(timeout=PARTING):  # or a refresh waits for an answer
+            with contextlib.suppress(ValueError, TimeoutError):
+                given_up = self._object.write("", None, if_equal=self._generation)
+                given_up.result(timeout=PARTING)
+            self._writing.release()
 
     def _take(self) -> None:
         found = self._object.read("").result()

@@ -5,18 +5,22 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from jaxgen.errors import EXIT_AGAIN, EXIT_INTERRUPTED, UserError
-from jaxgen.runtime import compiled
+from jaxgen import storage
+from jaxgen.errors import EXIT_AGAIN, EXIT_INTERRUPTED, Outage, UserError
+from jaxgen.runtime import compiled, hosts
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.runtime.metrics import MetricsLog
 from jaxgen.runtime.progress import Bar, duration, terms
 from jaxgen.state import Metrics, State
+
+GRACE = 60.0  # seconds that a bucket has for what is to be saved when the process is to end
 
 
 class Data(Protocol):
@@ -58,8 +62,9 @@ def fit(
     """Trains until `steps` steps are done, from the newest good checkpoint if there is one.
 
     `init` maps frozen to a fresh State, whose arrays are born where mesh and `rules` (see
-    `jaxgen.config.Mesh`) have them. Raises Interrupted after saving on SIGINT or SIGTERM, and
-    UserError naming step and term when a metric is not finite, with the last good checkpoint kept.
+    `jaxgen.config.Mesh`) have them. Raises Interrupted after saving on SIGINT or SIGTERM; the
+    process ends where a bucket has not taken the state GRACE seconds later. Raises UserError naming
+    step and term when a metric is not finite, with the last good checkpoint kept.
     """
     state = _start(mesh, rules, init, frozen, data, checkpoints)
     done = int(state.step)
@@ -71,8 +76,9 @@ def fit(
     since_save: list[float] = []
     with (
         Bar(title, steps, done) as bar,
-        _stop_flag() as stop,
+        _stop_flag(checkpoints.folder) as stop,
         contextlib.closing(log),
+        _outages_end(),
         compiled.cached() as cached,
     ):
         bar.say(f"{title}: compiling the train step")
@@ -87,6 +93,8 @@ def fit(
                 bar.say(f"{title}: {how} in {duration(time.monotonic() - clock)}")
                 clock, clocked = time.monotonic(), done
             preempted = checkpoints.preempted(done)
+            if preempted and not stop.code:
+                _limit(checkpoints.folder, EXIT_AGAIN)
             stopped = preempted or (stop.code if jax.process_count() == 1 else 0)
             save = done == steps or stopped or checkpoints.due(done)
             if done % log_every == 0 or save:
@@ -168,8 +176,10 @@ class _Stop:
 
 
 @contextlib.contextmanager
-def _stop_flag() -> Iterator[_Stop]:
+def _stop_flag(folder: Path) -> Iterator[_Stop]:
     """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once.
+
+    From the first one on the process has GRACE seconds, if the folder is in a bucket.
 
     Several processes must stop after the same step. JAX's coordination service sees to that: it
     takes SIGTERM, and a SIGINT is passed on to it as one.
@@ -179,6 +189,7 @@ def _stop_flag() -> Iterator[_Stop]:
     def ask(number: Any, frame: Any) -> None:
         stop.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
         signal.signal(number, before[number])
+        _limit(folder, stop.code)
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -191,3 +202,20 @@ def _stop_flag() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _outages_end() -> Iterator[None]:
+    """Where a bucket has failed a request, what else waits for it has GRACE seconds."""
+    try:
+        yield
+    except Outage as outage:
+        hosts.leave_after(GRACE, outage.code, str(outage))
+        raise
+
+
+def _limit(folder: Path, code: int) -> None:
+    """From now on a bucket has GRACE seconds, whatever it does with the requests."""
+    if storage.is_remote(folder):
+        line = f"asked to stop, but {folder} did not take the state within {GRACE:.0f} s; the same "
+        hosts.leave_after(GRACE, code, line + "command goes on from the last checkpoint")
