@@ -31,11 +31,14 @@ from jaxgen.metrics.frechet import frechet
 from jaxgen.metrics.networks import FeatureNetwork
 from jaxgen.pixels import to_uint8, to_unit
 from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime import run
 from jaxgen.stages import Loaded
 
 PROGRAM = "python -m benchmarks.continuity"
 BATCH, RESAMPLES = 64, 100
 TURN = np.pi / 6  # of the colours, about grey
+# Fields that weights do not depend on.
+SAME_WEIGHTS = tuple(field for field in run.FREE if field != "train.steps")
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
@@ -45,7 +48,7 @@ class Options:
     run: str = "runs/vae"
     """The folder of a vae run."""
     plain: str = "runs/vae_plain"
-    """The folder of a vae run whose kl is 0, on the same data."""
+    """The folder of a vae run whose kl is 0, and which is like the other in all else."""
     features: str = "shipped:classifier"
     """The network in whose features images are compared: a classifier's run, or a known one."""
     most: int = 0
@@ -62,13 +65,7 @@ def main() -> None:
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
         meshes.prepare(BATCH)
         runs = [_read(folder) for folder in (options.run, options.plain)]
-        if runs[1].config.kl:  # pyright: ignore[reportAttributeAccessIssue]
-            raise UserError(f"--plain {options.plain} has a KL weight; give a run with --kl=0")
-        if runs[0].config.data != runs[1].config.data:
-            raise UserError(
-                f"--run {options.run} is of {runs[0].config.data}, --plain {options.plain} of "
-                f"{runs[1].config.data}; give runs of the same pictures"
-            )
+        _refuse_unlike(*runs)
         network = quality.grader(options.features, None, runs, own_eyes=False)
         sources = quality.both_splits(runs[0].config, "")
         train, held_out = (_images(source, options.most) for source in sources)
@@ -212,6 +209,23 @@ def _read(folder: str) -> Loaded:
     if not hasattr(methods.of(loaded.config), "reconstruct"):
         raise UserError(f"{folder} is a run of {methods.name(loaded.config)}, no autoencoder")
     return loaded
+
+
+def _refuse_unlike(own: Loaded, plain: Loaded) -> None:
+    """Raises UserError where more than the KL weight could explain how two vae runs differ."""
+    unlike = configs.differences(own.config, plain.config)
+    kl, its_kl = unlike.pop("kl", (0, 0))
+    if its_kl or not kl:
+        raise UserError(
+            f"--plain {plain.folder} is to have --kl=0, and --run {own.folder} a KL weight above 0"
+        )
+    unlike["steps done"] = own.step, plain.step
+    for field, (mine, its) in unlike.items():
+        if mine != its and field != "name" and not field.startswith(SAME_WEIGHTS):
+            raise UserError(
+                f"{field} is {mine!r} in --run {own.folder} and {its!r} in --plain {plain.folder}; "
+                "give two runs that differ in kl alone"
+            )
 
 
 def _title(loaded: Loaded) -> str:

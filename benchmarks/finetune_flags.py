@@ -7,7 +7,8 @@ the public command line tunes the shipped model on them twice, for as many steps
 weights, and LoRA. A tenth of the folder is held out by the data pipeline; the others' captions,
 English and French, are then drawn in one step by the model before and after. Measured are the
 distance to the real flag, whether the drawing is nearer to it than to any other flag (in the
-features of the shipped classifier), and how far the drawings of old captions moved.
+features of the shipped classifier), and how far the drawings of old captions moved. Of a run that
+was there already the seconds are null.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from jaxgen.errors import UserError, reported
 from jaxgen.metrics import retrieval
 from jaxgen.metrics.bootstrap import of_share
 from jaxgen.runtime import mesh as meshes
-from jaxgen.runtime import pictures
+from jaxgen.runtime import pictures, run
 from jaxgen.stages import Loaded
 from jaxgen.text import tokenizer as words
 
@@ -123,8 +124,19 @@ def _written(options: Options) -> Path:
     return folder
 
 
-def _tuned(options: Options, flags: Path, way: str) -> float:
-    """Trains one way by the public command line; the seconds that it took, compiling included."""
+def _tuned(options: Options, flags: Path, way: str) -> float | None:
+    """Trains one way by the public command line; the seconds that it took, compiling included.
+
+    None where the run, or some of its steps, was there already: what those took is not known.
+    UserError where it was trained for more steps than are asked for.
+    """
+    folder = Path(options.folder) / way
+    begun, done = (folder / run.CONFIG).is_file(), run.finished_steps(folder)
+    if done > options.steps:
+        raise UserError(
+            f"{folder} was trained for {done} steps, not {options.steps}; give --steps={done}, or "
+            "another --folder"
+        )
     command = [sys.executable, "-m", "jaxgen.train", "--config=finetune", f"--name={way}"]
     command += ["--sampler-steps=8", "--train.sample-every=0"]  # their pictures are not looked at
     command += [f"--workdir={options.folder}", f"--data.name=imagefolder:{flags}"]
@@ -133,7 +145,7 @@ def _tuned(options: Options, flags: Path, way: str) -> float:
     print(" ".join(["python", *command[1:]]), flush=True)
     if code := subprocess.run(command, check=False).returncode:
         raise UserError(f"tuning ({way}) ended with code {code}; its message is above")
-    return time.monotonic() - began
+    return None if begun else time.monotonic() - began
 
 
 def _new(options: Options, flags: Path) -> Asked:
