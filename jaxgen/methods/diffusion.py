@@ -96,6 +96,7 @@ class Diffusion(TextToImage):
                     f"--init-from {where} has {field} {its}, this run has {mine}; start from "
                     "another, or with the config of that one"
                 )
+        self.accept_codec(role, other, where)
 
     def check(self) -> None:
         super().check()

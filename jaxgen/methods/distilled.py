@@ -22,8 +22,8 @@ from jaxgen.state import State, own
 @dataclasses.dataclass(frozen=True)
 class Distilled(TextToImage):
     teacher: str = "shipped"
-    """shipped (trained weights that come with jaxgen), train (train them first), the name of a
-    config to train, or a folder of weights such as a finished run."""
+    """shipped (trained weights that come with jaxgen), train (train them first, on the --codec if
+    there is one), the name of a config to train, or a folder of weights such as a finished run."""
     teacher_config: str = "diffusion"
     """The config that trains the teacher, and by which the shipped one was trained."""
     teacher_train_steps: int = 0
@@ -64,6 +64,7 @@ class Distilled(TextToImage):
             config,
             data=self.data,
             model=self.model,
+            codec=self.codec,
             autoencoder=self.autoencoder,
             train=train,
             seed=self.seed,
@@ -89,6 +90,7 @@ class Distilled(TextToImage):
         for name, (a, b) in unlike.items():
             if a != b:
                 raise UserError(f"the student's {name} is {a}, that of the teacher {where} is {b}")
+        self.accept_codec(role, other, where)
 
     def check(self) -> None:
         super().check()
