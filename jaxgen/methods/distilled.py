@@ -25,7 +25,9 @@ class Distilled(TextToImage):
     """shipped (trained weights that come with jaxgen), train (train them first, on the --codec if
     there is one), the name of a config to train, or a folder of weights such as a finished run."""
     teacher_config: str = "diffusion"
-    """The config that trains the teacher, and by which the shipped one was trained."""
+    """The config that trains the teacher, and by which the shipped one was trained. Its data and
+    --model are this run's; which network that is, what it predicts and the kind of its schedule
+    must be what the config says."""
     teacher_train_steps: int = 0
     """Train steps of a teacher that is trained first; 0: what its config says."""
     initialise: Literal["teacher", "random"] = "teacher"
@@ -57,6 +59,8 @@ class Distilled(TextToImage):
                 f"--teacher-config {self.teacher_config} is a config of {methods.name(config)}, "
                 "and only diffusion can teach"
             )
+        if self.teacher == "train":
+            self._same_kind(config)
         train = config.train
         if self.teacher_train_steps:
             train = dataclasses.replace(train, steps=self.teacher_train_steps)
@@ -71,6 +75,19 @@ class Distilled(TextToImage):
             mesh=self.mesh,
             shown=self.shown,
         )
+
+    def _same_kind(self, teacher: Diffusion) -> None:
+        """Raises UserError where the config of the teacher trains what is no teacher of this."""
+        mine, its = (
+            {"network": m.network, "prediction": m.prediction, "schedule.kind": m.schedule.kind}
+            for m in (self.model, teacher.model)
+        )
+        for field, value in mine.items():
+            if value != its[field]:
+                raise UserError(
+                    f"the student's model.{field} is {value}, that of --teacher-config "
+                    f"{self.teacher_config} is {its[field]}; give both the same"
+                )
 
     def accept(self, role: str, other: Any, where: str) -> None:
         if role != "teacher":
