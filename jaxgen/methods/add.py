@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxgen import config as configs
 from jaxgen import methods, optimizer
 from jaxgen.config import Experiment, Optimizer
 from jaxgen.diffusion import denoiser, distillation
@@ -116,6 +117,14 @@ class Add(Distilled):
             raise UserError(f"--teacher-steps is {self.teacher_steps}; give 1 or more")
         if self.teacher_steps > 1 and self.weighting == "nfsd":
             raise UserError("--teacher-steps above 1 has no meaning with --weighting nfsd")
+        configs.check_not_negative(
+            {
+                "adversarial": self.adversarial,
+                "distillation": self.distillation,
+                "teacher-guidance": self.teacher_guidance,
+                "r1": self.r1,
+            }
+        )
         if self.adversarial == self.distillation == 0:
             raise UserError("--adversarial and --distillation are both 0; nothing would be learnt")
 

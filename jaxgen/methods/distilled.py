@@ -111,6 +111,11 @@ class Distilled(TextToImage):
 
     def check(self) -> None:
         super().check()
+        if self.train.batch < 2:
+            raise UserError(
+                f"--train.batch is {self.train.batch}: the judge compares images of a batch, and a "
+                "student alone in it collapses; give 2 or more"
+            )
         sampling.check(student_sampler(self, self.student_steps), self.model.schedule)
         share = self.frequency
         if share and len(share) != self.student_steps:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxgen import config as configs
 from jaxgen import optimizer
 from jaxgen.config import Drawing, Optimizer
 from jaxgen.diffusion import denoiser, distillation
@@ -91,19 +92,19 @@ class Ladd(Distilled):
     def check(self) -> None:
         super().check()
         self.judge_optimizer.check("judge-optimizer")
-        if self.train.batch < 2:
+        configs.check_not_negative(
+            {
+                "drawn.count": self.drawn.count,
+                "warmup-steps": self.warmup_steps,
+                "distillation": self.distillation,
+                "r1": self.r1,
+            }
+        )
+        if self.warmup_steps >= self.train.steps and self.student_steps > 1:
             raise UserError(
-                f"--train.batch is {self.train.batch}: the judge compares images of a batch, and a "
-                "student alone in it collapses; give 2 or more"
+                f"--warmup-steps {self.warmup_steps} are all of --train.steps {self.train.steps}: "
+                "pure noise is never drawn, and one step never learnt; give fewer"
             )
-        for option, value in {
-            "drawn.count": self.drawn.count,
-            "warmup-steps": self.warmup_steps,
-            "distillation": self.distillation,
-            "r1": self.r1,
-        }.items():
-            if not 0 <= value < float("inf"):
-                raise UserError(f"--{option} is {value}; give 0 or more")
         sampling.check(Sampler(steps=self.drawn.steps), self.model.schedule)
         maps = denoiser.feature_maps(self.model)
         if self.taps and not 0 <= min(self.taps) <= max(self.taps) < maps:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from jaxgen import config as configs
 from jaxgen import optimizer
 from jaxgen.config import Experiment, Optimizer
 from jaxgen.diffusion import codec as codecs
@@ -65,9 +66,8 @@ class Vae(Experiment):
     def check(self) -> None:
         super().check()
         self.discriminator_optimizer.check("discriminator-optimizer")
-        for field in ("l1", "perceptual", "kl", "adversarial"):
-            if not 0.0 <= getattr(self, field) < float("inf"):
-                raise UserError(f"--{field} is {getattr(self, field)}; give 0 or more")
+        terms = ("l1", "perceptual", "kl", "adversarial")
+        configs.check_not_negative({term: getattr(self, term) for term in terms})
         if self.l1 == self.perceptual == 0:
             raise UserError("--l1 and --perceptual are both 0; nothing would be learnt")
         if not 0.0 <= self.adversarial_from < 1.0:

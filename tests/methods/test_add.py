@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import state_like
 
+from jaxgen.config import Train
 from jaxgen.diffusion import denoiser, distillation
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.errors import UserError
@@ -257,3 +258,20 @@ def test_what_does_not_fit_names_both_sides(add_config: Add, diffusion_config) -
     )
     with pytest.raises(UserError, match=r"model\.schedule.*flow.*cosine"):
         add_config.accept("teacher", cosine, "runs/t")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distillation": -3.0}, "--distillation is -3.0; give 0 or more"),
+        ({"adversarial": float("nan")}, "--adversarial is nan; give 0 or more"),
+        ({"r1": -1.0}, "--r1 is -1.0; give 0 or more"),
+        ({"teacher_guidance": -5.0}, "--teacher-guidance is -5.0; give 0 or more"),
+        ({"adversarial": 0.0, "distillation": 0.0}, "both 0; nothing would be learnt"),
+        ({"train": Train(batch=1)}, "--train.batch is 1: .* give 2 or more"),
+    ],
+)
+def test_what_is_impossible_is_one_line(add_config: Add, changes, message) -> None:
+    add_config.check()
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(add_config, **changes).check()
