@@ -306,12 +306,12 @@ def sample(
 
 
 def check_sampler(config: Gan, sampler: Sampler) -> None:
-    """Raises UserError for anything but the one sampler that there is."""
+    """Raises UserError for anything but the one sampler there is, naming what to leave out."""
     del config
-    if sampler != ONE_STEP:
-        raise UserError(
-            "a GAN draws in one step; leave --steps, --guidance, --solver, --spacing and --eta out"
-        )
+    if asked := configs.differences(sampler, ONE_STEP):
+        options = {"strength": "start"}  # which alone asks for it
+        told = " and ".join(f"--{options.get(field, field)}" for field in asked)
+        raise UserError(f"a GAN draws in one step, from noise alone; leave {told} out")
 
 
 def samplers(config: Gan) -> dict[str, Sampler]:
