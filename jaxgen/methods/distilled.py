@@ -97,13 +97,15 @@ class Distilled(TextToImage):
                 f"--teacher {where} is no diffusion model but a run of {methods.name(other)}"
             )
         other = self.fitted(other)
-        mine, its = _shape(self), _shape(other)
         unlike = {
             "data.size": (self.data.size, other.data.size),
-            "autoencoder": tuple(c.codes or "none" for c in (self, other)),
+            "codec": tuple("there" if c.codec else "none" for c in (self, other)),
         }
-        for field, both in configs.differences(mine, its).items():
-            unlike[f"model.{field}"] = both
+        if self.codes and other.codes:
+            codecs = configs.differences(self.codes, other.codes)
+            unlike |= {f"autoencoder.{field}": both for field, both in codecs.items()}
+        models = configs.differences(_shape(self), _shape(other))
+        unlike |= {f"model.{field}": both for field, both in models.items()}
         for name, (a, b) in unlike.items():
             if a != b:
                 raise UserError(f"the student's {name} is {a}, that of the teacher {where} is {b}")

@@ -160,8 +160,15 @@ def test_a_codec_must_fit(config: Diffusion) -> None:
 
 
 def test_a_student_has_its_teachers_codec(add_config: Add, config: Diffusion) -> None:
-    with pytest.raises(UserError, match="autoencoder is none, that of the teacher runs/t is"):
-        dataclasses.replace(add_config, model=LATENT_MODEL).accept("teacher", config, "runs/t")
+    student = dataclasses.replace(add_config, model=LATENT_MODEL)
+    with pytest.raises(UserError, match=r"codec is none, that of the teacher runs/t is there$"):
+        student.accept("teacher", config, "runs/t")
+    deep = dataclasses.replace(CODEC, layers=2, dtype="bfloat16")
+    student = dataclasses.replace(student, codec="vae", autoencoder=deep)
+    with pytest.raises(
+        UserError, match=r"student's autoencoder\.layers is 2, that of the teacher runs/t is 1$"
+    ):
+        student.accept("teacher", config, "runs/t")
 
 
 def test_a_teacher_to_be_trained_is_trained_on_the_codec_asked_for() -> None:
