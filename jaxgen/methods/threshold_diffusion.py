@@ -24,6 +24,7 @@ from jaxgen.methods.diffusion import dropped, measured_steps
 from jaxgen.methods.text_to_image import TextToImage, clean, seen_words
 from jaxgen.pixels import to_uint8
 from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.weights.pipelines import Pipeline
 
 __all__ = ["measured_steps", "seen_words"]  # shared functions of this method
 
@@ -41,6 +42,14 @@ class ThresholdDiffusion(TextToImage):
     def iterative(self) -> Sampler:
         """The many-step, guided sampler."""
         return dataclasses.replace(super().iterative, solver="renoise")
+
+    def pipeline(self, weights: denoiser.Weights) -> Pipeline:
+        """Raises UserError: there is none like it."""
+        del weights
+        raise UserError(
+            f"{self.name} restores replaced pixels, which no pipeline of other libraries does; "
+            "export it with --to=stablehlo"
+        )
 
     def check(self) -> None:
         if self.codec:
