@@ -204,7 +204,10 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     fake_features, eyes_vjp = jax.vjp(seen, picture)
 
     def judge_loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
-        return loss_of_judge(config, params, real_features, fake_features, conditions)
+        def said(features: Features) -> list[Float[Array, "b n"]]:
+            return verdicts(config, params, features, conditions)
+
+        return judges.loss(said, real_features, fake_features, config.r1)
 
     optimizers = _optimizers(config)
     (_, judged), judge_gradient = jax.value_and_grad(judge_loss, has_aux=True)(
@@ -309,29 +312,6 @@ def teacher_target(
         steps=config.teacher_steps,
         guidance=config.teacher_guidance,
     )
-
-
-def loss_of_judge(
-    config: Add,
-    params: Any,
-    real: Features,
-    fake: Features,
-    conditions: Conditions,
-) -> tuple[Float[Array, ""], Metrics]:
-    """Hinge plus R1 with respect to the features of real images (eq. 3), and the judge's shares."""
-
-    def judged(features: Features) -> list[Float[Array, "b n"]]:
-        return verdicts(config, params, features, conditions)
-
-    on_real, on_fake = judged(real), judged(jax.lax.stop_gradient(fake))
-    hinge = judges.hinge_real(on_real) + judges.hinge_fake(on_fake)
-    penalty = judges.r1(judged, real)
-    return hinge + config.r1 * penalty, {
-        "judge": hinge,
-        "r1": penalty,
-        "real_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_real])),
-        "fake_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_fake])),
-    }
 
 
 def verdicts(

@@ -187,7 +187,10 @@ def train_step(config: Ladd, state: State, frozen: Any, batch: Batch) -> tuple[S
     fake_features, teacher_vjp = jax.vjp(seen, fake)
 
     def judge_loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
-        return loss_of_judge(config, params, real_features, fake_features, told)
+        def said(features: Features) -> Logits:
+            return verdicts(config, params, features, told)
+
+        return judges.loss(said, real_features, fake_features, config.r1)
 
     optimizers = _optimizers(config)
     (_, judged), judge_gradient = jax.value_and_grad(judge_loss, has_aux=True)(
@@ -280,31 +283,6 @@ def verdicts(
         head.apply({"params": params[f"head_{k}"]}, tokens, told)  # pyright: ignore[reportReturnType]
         for k, tokens in enumerate(features)
     ]
-
-
-def loss_of_judge(
-    config: Ladd,
-    params: Any,
-    real: Features,
-    fake: Features,
-    told: dict[str, Float[Array, "b d"]],
-) -> tuple[Float[Array, ""], Metrics]:
-    """Hinge, plus R1 with respect to the features of real images, and the judge's shares."""
-
-    def judged(features: Features) -> Logits:
-        return verdicts(config, params, features, told)
-
-    on_real, on_fake = judged(real), judged(jax.lax.stop_gradient(fake))
-    loss = hinge = judges.hinge_real(on_real) + judges.hinge_fake(on_fake)
-    metrics = {
-        "judge": hinge,
-        "real_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_real])),
-        "fake_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_fake])),
-    }
-    if config.r1:
-        metrics["r1"] = judges.r1(judged, real)
-        loss = hinge + config.r1 * metrics["r1"]
-    return loss, metrics
 
 
 def _optimizers(config: Ladd) -> dict[str, Any]:
