@@ -231,15 +231,14 @@ def loss(
     """
     on_real, on_fake = verdicts(real), verdicts(jax.lax.stop_gradient(fake))
     total = hinge = hinge_real(on_real) + hinge_fake(on_fake)
-    metrics = {
-        "judge": hinge,
-        "real_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_real])),
-        "fake_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_fake])),
-    }
+    metrics = {"judge": hinge}
     if penalty:
         metrics["r1"] = r1(verdicts, real)
         total = hinge + penalty * metrics["r1"]
-    return total, metrics
+    return total, metrics | {
+        "real_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_real])),
+        "fake_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_fake])),
+    }
 
 
 def _unit(v: Float[Array, " n"]) -> Float[Array, " n"]:
