@@ -1,7 +1,7 @@
 """A run of `diffusion_64` tuned by LoRA on your own pictures, 64 px, for one accelerator.
 
 Command:  python -m jaxgen.train --config=finetune_64 --data.name=imagefolder:my_pictures
-          (`--init-from` names another run than runs/diffusion_64)
+          It starts from runs/diffusion_64, whatever --workdir is; --init-from names another run.
 Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
 """
 

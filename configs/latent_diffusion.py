@@ -6,6 +6,9 @@ Result:   not trained yet. One that computed as much, with the noise levels of `
           diffusers does not know, took 37 minutes beside much other work without the codec: of the
           12 captions shown, hearts, faces, carrot and apple could be told, blurred.
 
+It learns the means of the codec's Gaussians, so that a picture is encoded but once. LDM (Rombach et
+al. 2022) draws from the Gaussians at every step.
+
 Its networks and noise levels are of Stable Diffusion's kinds, so that what is trained goes out by
 python -m jaxgen.export --run=runs/latent_diffusion --to=diffusers --out=FOLDER
 """

@@ -10,7 +10,7 @@ import difflib
 import io
 import re
 import runpy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -249,6 +249,13 @@ class Experiment:
     def folder(self) -> Path:
         """The run's folder; UserError where it is in a bucket that cannot be used."""
         return storage.folder(self.workdir) / self.name
+
+
+def check_not_negative(options: Mapping[str, float]) -> None:
+    """Raises UserError for the first option, named without its --, that is no number from 0 up."""
+    for option, value in options.items():
+        if not 0 <= value < float("inf"):
+            raise UserError(f"--{option} is {value}; give 0 or more")
 
 
 def known() -> list[str]:

@@ -1,9 +1,40 @@
-"""Methods: each file is a config class and a few pure functions over one State.
+"""Methods: each module is a config class (an `Experiment`) and pure functions over one State.
 
+Required of each:
+
+frozen(config, filled)                          -> networks that are not trained, from the roles'
+frozen_shapes(config)                           -> their shapes; features=… where a run is seen by
 init(config, frozen, key)                       -> State
 train_step(config, state, frozen, batch)        -> (State, Metrics)
-weights(config, state, frozen)                  -> what sampling needs
-sample(config, weights, key, caption, sampler)  -> uint8 images
+weights(config, state, frozen)                  -> what is used after training, and saved
+
+Of one that draws (`sample`):
+
+sample(config, weights, key, caption, sampler)  -> uint8 images; negative=, start= if it takes them
+samplers(config)                                -> samplers by title, the default first
+measured_steps(config)                          -> numbers of steps worth measuring
+check_sampler(config, sampler)                  -> UserError where it cannot serve
+seen_words(weights)                             -> ids of the words met in training
+shown(config, state, frozen)                    -> rows of the grids: (title, weights, sampler)
+
+Of one that codes (`reconstruct`):
+
+encode(config, weights, image), decode(config, weights, codes)
+reconstruct(config, weights, image)             -> uint8 images, through their codes and back
+between(config, weights, a, b, count)           -> images on the line between two codes
+
+Of one that tells classes (`predict`):
+
+predict(config, weights, image)                 -> probabilities of the classes
+features(config, weights, image)                -> vectors to compare images by
+
+Optional:
+
+once(config, frozen)                            -> `Once`, what is computed once a picture; or None
+merged(config, weights)                         -> weights with what is kept beside them merged in
+
+Where diffusers has such a pipeline, or the sizes or dtype may change after training, the config
+has `pipeline`, `resized` and `computed_in` (`text_to_image.TextToImage`).
 """
 
 import dataclasses

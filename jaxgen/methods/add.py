@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxgen import config as configs
 from jaxgen import methods, optimizer
 from jaxgen.config import Experiment, Optimizer
 from jaxgen.diffusion import denoiser, distillation
@@ -125,6 +126,14 @@ class Add(Distilled):
             raise UserError(f"--teacher-steps is {self.teacher_steps}; give 1 or more")
         if self.teacher_steps > 1 and self.weighting == "nfsd":
             raise UserError("--teacher-steps above 1 has no meaning with --weighting nfsd")
+        configs.check_not_negative(
+            {
+                "adversarial": self.adversarial,
+                "distillation": self.distillation,
+                "teacher-guidance": self.teacher_guidance,
+                "r1": self.r1,
+            }
+        )
         if self.adversarial == self.distillation == 0:
             raise UserError("--adversarial and --distillation are both 0; nothing would be learnt")
 
@@ -203,7 +212,10 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     fake_features, eyes_vjp = jax.vjp(seen, picture)
 
     def judge_loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
-        return loss_of_judge(config, params, real_features, fake_features, conditions)
+        def said(features: Features) -> list[Float[Array, "b n"]]:
+            return verdicts(config, params, features, conditions)
+
+        return judges.loss(said, real_features, fake_features, config.r1)
 
     optimizers = _optimizers(config)
     (_, judged), judge_gradient = jax.value_and_grad(judge_loss, has_aux=True)(
@@ -308,29 +320,6 @@ def teacher_target(
         steps=config.teacher_steps,
         guidance=config.teacher_guidance,
     )
-
-
-def loss_of_judge(
-    config: Add,
-    params: Any,
-    real: Features,
-    fake: Features,
-    conditions: Conditions,
-) -> tuple[Float[Array, ""], Metrics]:
-    """Hinge plus R1 with respect to the features of real images (eq. 3), and the judge's shares."""
-
-    def judged(features: Features) -> list[Float[Array, "b n"]]:
-        return verdicts(config, params, features, conditions)
-
-    on_real, on_fake = judged(real), judged(jax.lax.stop_gradient(fake))
-    hinge = judges.hinge_real(on_real) + judges.hinge_fake(on_fake)
-    penalty = judges.r1(judged, real)
-    return hinge + config.r1 * penalty, {
-        "judge": hinge,
-        "r1": penalty,
-        "real_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_real])),
-        "fake_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_fake])),
-    }
 
 
 def verdicts(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxgen import config as configs
 from jaxgen import optimizer
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
@@ -61,8 +62,7 @@ class Classifier(Experiment):
             raise UserError(f"--label-smoothing is {self.label_smoothing}; give a share below 1")
         if unknown := set(self.augment) - set(POLICIES):
             raise UserError(f"--augment {min(unknown)!r} is none of {', '.join(POLICIES)}")
-        if not 0.0 <= self.mixup < float("inf"):
-            raise UserError(f"--mixup is {self.mixup}; give 0 or more")
+        configs.check_not_negative({"mixup": self.mixup})
         r = self.resnet
         if min(r.patch, r.blocks, r.groups, self.vit.patch, *r.widths) < 1 or not r.widths:
             raise UserError("--resnet and --vit: patch, blocks, groups and widths are 1 or more")

@@ -15,16 +15,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from jaxgen import config as configs
-from jaxgen import methods, optimizer
+from jaxgen import methods
 from jaxgen.config import Data, Experiment
 from jaxgen.diffusion import denoiser, prediction
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods import text_to_image
+from jaxgen.methods.denoising import Denoising, begun, dropped, stepped
 from jaxgen.methods.text_to_image import (
     PUBLISHED,
-    TextToImage,
     check_sampler,
     clean,
     codec_shapes,
@@ -34,7 +34,7 @@ from jaxgen.methods.text_to_image import (
 )
 from jaxgen.models import eyes, lora
 from jaxgen.models.lora import WORDS, Lora
-from jaxgen.state import EMPTY, Batch, Metrics, State, moving_average, own, stream
+from jaxgen.state import Batch, Metrics, State, own, stream
 from jaxgen.text.encoder import TextFeatures
 from jaxgen.weights.pipelines import Pipeline
 
@@ -43,9 +43,7 @@ _FREE = (".vocabulary", ".dtype", ".remat")  # fields that weights do not depend
 
 
 @dataclasses.dataclass(frozen=True)
-class Diffusion(TextToImage):
-    drop_caption: float = 0.1
-    """Share of captions replaced by the empty one, for classifier-free guidance."""
+class Diffusion(Denoising):
     timesteps: Literal["schedule", "logit_normal"] = "schedule"
     """How training timesteps are drawn: as the schedule's paper does (uniformly; log-normally for
     edm), or logit-normally, which favours the middle (Esser et al. 2024, eq. 19)."""
@@ -105,11 +103,10 @@ class Diffusion(TextToImage):
                     f"--init-from {where} has {field} {its}, this run has {mine}; start from "
                     "another, or with the config of that one"
                 )
+        self.accept_codec(role, other, where)
 
     def check(self) -> None:
         super().check()
-        if not 0.0 <= self.drop_caption <= 1.0:
-            raise UserError(f"--drop-caption is {self.drop_caption}; give a share from 0 to 1")
         if self.init_from == "train" or self.init_from in (*configs.known(), *eyes.NETWORKS):
             raise UserError(
                 f"--init-from {self.init_from!r} trains nothing first: give the folder of a "
@@ -179,14 +176,7 @@ def init(config: Diffusion, frozen: Any, key: PRNGKeyArray) -> State:
         generator = own(frozen["base"])
     else:
         generator = _fresh(config, key)
-    params = {"generator": generator}
-    adamw = optimizer.build(config.optimizer, config.train)
-    return State(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema=jax.tree.map(jnp.copy, params),
-        opt_state={"generator": adamw.init(params["generator"])},
-    )
+    return begun(config, generator)
 
 
 def train_step(config: Diffusion, state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
@@ -201,20 +191,11 @@ def train_step(config: Diffusion, state: State, frozen: Any, batch: Batch) -> tu
         text = said(config, {**frozen, **whole}, batch)
         return loss(config, whole["denoiser"], x0, text, t, eps)
 
-    value, gradient = jax.value_and_grad(loss_of)(state.params["generator"])
-    adamw = optimizer.build(config.optimizer, config.train)
-    params, opt_state, norm = optimizer.apply(
-        adamw, gradient, state.opt_state["generator"], state.params["generator"]
-    )
-    if config.init_from and not config.text_once:  # else words are not trained
-        params = _hastened(config, frozen["base"], state.params["generator"], params)
-    new = {"generator": params}
-    return State(
-        step=state.step + 1,
-        params=new,
-        ema=moving_average(state.ema, new, config.train.ema, state.step),
-        opt_state={"generator": opt_state},
-    ), {"loss": value, "gradient_norm": norm}
+    def hastened(before: Any, after: Any) -> Any:
+        words = config.init_from and not config.text_once  # else none are trained
+        return _hastened(config, frozen["base"], before, after) if words else after
+
+    return stepped(config, state, loss_of, hastened)
 
 
 def loss(
@@ -233,19 +214,6 @@ def loss(
     error = output - prediction.target(model.prediction, x0, eps, alpha, sigma)
     weight = prediction.weight(config.weight, model.prediction, alpha, sigma)
     return jnp.mean(weight * jnp.mean(error**2, axis=(1, 2, 3)))
-
-
-def dropped(config: Any, frozen: Any, batch: Batch, key: PRNGKeyArray) -> Batch:
-    """The batch, each caption replaced by the empty one with probability `drop_caption`.
-
-    So is what the batch may hold of its captions, by what `frozen` then holds of the empty one.
-    """
-    empty = {"caption": denoiser.empty_caption(config.model.text)[None], **frozen.get(EMPTY, {})}
-    drop = jax.random.bernoulli(key, config.drop_caption, (len(batch["caption"]),))
-    return batch | {
-        name: jnp.where(drop.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, batch[name])
-        for name, leaf in empty.items()
-    }
 
 
 def drawn_timesteps(config: Diffusion, key: PRNGKeyArray, count: int) -> Float[Array, " count"]:

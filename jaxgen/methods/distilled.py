@@ -22,10 +22,12 @@ from jaxgen.state import State, own
 @dataclasses.dataclass(frozen=True)
 class Distilled(TextToImage):
     teacher: str = "shipped"
-    """shipped (trained weights that come with jaxgen), train (train them first), the name of a
-    config to train, or a folder of weights such as a finished run."""
+    """shipped (trained weights that come with jaxgen), train (train them first, on the --codec if
+    there is one), the name of a config to train, or a folder of weights such as a finished run."""
     teacher_config: str = "diffusion"
-    """The config that trains the teacher, and by which the shipped one was trained."""
+    """The config that trains the teacher, and by which the shipped one was trained. Its data and
+    --model are this run's; which network that is, what it predicts and the kind of its schedule
+    must be what the config says."""
     teacher_train_steps: int = 0
     """Train steps of a teacher that is trained first; 0: what its config says."""
     initialise: Literal["teacher", "random"] = "teacher"
@@ -61,6 +63,8 @@ class Distilled(TextToImage):
                 f"--teacher-config {self.teacher_config} is a config of {methods.name(config)}, "
                 "and only diffusion can teach"
             )
+        if self.teacher == "train":
+            self._same_kind(config)
         train = config.train
         if self.teacher_train_steps:
             train = dataclasses.replace(train, steps=self.teacher_train_steps)
@@ -68,12 +72,26 @@ class Distilled(TextToImage):
             config,
             data=self.data,
             model=self.model,
+            codec=self.codec,
             autoencoder=self.autoencoder,
             train=train,
             seed=self.seed,
             mesh=self.mesh,
             shown=self.shown,
         )
+
+    def _same_kind(self, teacher: Diffusion) -> None:
+        """Raises UserError where the config of the teacher trains what is no teacher of this."""
+        mine, its = (
+            {"network": m.network, "prediction": m.prediction, "schedule.kind": m.schedule.kind}
+            for m in (self.model, teacher.model)
+        )
+        for field, value in mine.items():
+            if value != its[field]:
+                raise UserError(
+                    f"the student's model.{field} is {value}, that of --teacher-config "
+                    f"{self.teacher_config} is {its[field]}; give both the same"
+                )
 
     def accept(self, role: str, other: Any, where: str) -> None:
         if role != "teacher":
@@ -83,19 +101,27 @@ class Distilled(TextToImage):
                 f"--teacher {where} is no diffusion model but a run of {methods.name(other)}"
             )
         other = self.fitted(other)
-        mine, its = _shape(self), _shape(other)
         unlike = {
             "data.size": (self.data.size, other.data.size),
-            "autoencoder": tuple(c.codes or "none" for c in (self, other)),
+            "codec": tuple("there" if c.codec else "none" for c in (self, other)),
         }
-        for field, both in configs.differences(mine, its).items():
-            unlike[f"model.{field}"] = both
+        if self.codes and other.codes:
+            codecs = configs.differences(self.codes, other.codes)
+            unlike |= {f"autoencoder.{field}": both for field, both in codecs.items()}
+        models = configs.differences(_shape(self), _shape(other))
+        unlike |= {f"model.{field}": both for field, both in models.items()}
         for name, (a, b) in unlike.items():
             if a != b:
                 raise UserError(f"the student's {name} is {a}, that of the teacher {where} is {b}")
+        self.accept_codec(role, other, where)
 
     def check(self) -> None:
         super().check()
+        if self.train.batch < 2:
+            raise UserError(
+                f"--train.batch is {self.train.batch}: the judge compares images of a batch, and a "
+                "student alone in it collapses; give 2 or more"
+            )
         sampling.check(student_sampler(self, self.student_steps), self.model.schedule)
         share = self.frequency
         if share and len(share) != self.student_steps:

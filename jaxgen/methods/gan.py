@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from jaxgen import config as configs
 from jaxgen import optimizer
 from jaxgen.config import Experiment, Optimizer
 from jaxgen.diffusion.sampler import Sampler
@@ -69,8 +70,7 @@ class Gan(Experiment):
         self.model.check(self.data.size)
         if not (min(self.gamma) >= 0 and max(self.gamma) < float("inf")):
             raise UserError(f"--gamma is {self.gamma}; give two numbers of 0 or more")
-        if not 0 <= self.mismatched < float("inf"):
-            raise UserError(f"--mismatched is {self.mismatched}; give 0 or more")
+        configs.check_not_negative({"mismatched": self.mismatched})
         if self.mismatched and self.train.batch < 2:
             raise UserError("--mismatched needs another caption: give --train.batch 2 or more")
         if unknown := set(self.augment) - set(POLICIES):
@@ -306,12 +306,12 @@ def sample(
 
 
 def check_sampler(config: Gan, sampler: Sampler) -> None:
-    """Raises UserError for anything but the one sampler that there is."""
+    """Raises UserError for anything but the one sampler there is, naming what to leave out."""
     del config
-    if sampler != ONE_STEP:
-        raise UserError(
-            "a GAN draws in one step; leave --steps, --guidance, --solver, --spacing and --eta out"
-        )
+    if asked := configs.differences(sampler, ONE_STEP):
+        options = {"strength": "start"}  # which alone asks for it
+        told = " and ".join(f"--{options.get(field, field)}" for field in asked)
+        raise UserError(f"a GAN draws in one step, from noise alone; leave {told} out")
 
 
 def samplers(config: Gan) -> dict[str, Sampler]:

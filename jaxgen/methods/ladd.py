@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxgen import config as configs
 from jaxgen import optimizer
 from jaxgen.config import Drawing, Optimizer
 from jaxgen.diffusion import denoiser, distillation
@@ -99,19 +100,19 @@ class Ladd(Distilled):
     def check(self) -> None:
         super().check()
         self.judge_optimizer.check("judge-optimizer")
-        if self.train.batch < 2:
+        configs.check_not_negative(
+            {
+                "drawn.count": self.drawn.count,
+                "warmup-steps": self.warmup_steps,
+                "distillation": self.distillation,
+                "r1": self.r1,
+            }
+        )
+        if self.warmup_steps >= self.train.steps and self.student_steps > 1:
             raise UserError(
-                f"--train.batch is {self.train.batch}: the judge compares images of a batch, and a "
-                "student alone in it collapses; give 2 or more"
+                f"--warmup-steps {self.warmup_steps} are all of --train.steps {self.train.steps}: "
+                "pure noise is never drawn, and one step never learnt; give fewer"
             )
-        for option, value in {
-            "drawn.count": self.drawn.count,
-            "warmup-steps": self.warmup_steps,
-            "distillation": self.distillation,
-            "r1": self.r1,
-        }.items():
-            if not 0 <= value < float("inf"):
-                raise UserError(f"--{option} is {value}; give 0 or more")
         sampling.check(Sampler(steps=self.drawn.steps), self.model.schedule)
         maps = denoiser.feature_maps(self.model)
         if self.taps and not 0 <= min(self.taps) <= max(self.taps) < maps:
@@ -194,7 +195,10 @@ def train_step(config: Ladd, state: State, frozen: Any, batch: Batch) -> tuple[S
     fake_features, teacher_vjp = jax.vjp(seen, fake)
 
     def judge_loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
-        return loss_of_judge(config, params, real_features, fake_features, told)
+        def said(features: Features) -> Logits:
+            return verdicts(config, params, features, told)
+
+        return judges.loss(said, real_features, fake_features, config.r1)
 
     optimizers = _optimizers(config)
     (_, judged), judge_gradient = jax.value_and_grad(judge_loss, has_aux=True)(
@@ -287,31 +291,6 @@ def verdicts(
         head.apply({"params": params[f"head_{k}"]}, tokens, told)  # pyright: ignore[reportReturnType]
         for k, tokens in enumerate(features)
     ]
-
-
-def loss_of_judge(
-    config: Ladd,
-    params: Any,
-    real: Features,
-    fake: Features,
-    told: dict[str, Float[Array, "b d"]],
-) -> tuple[Float[Array, ""], Metrics]:
-    """Hinge, plus R1 with respect to the features of real images, and the judge's shares."""
-
-    def judged(features: Features) -> Logits:
-        return verdicts(config, params, features, told)
-
-    on_real, on_fake = judged(real), judged(jax.lax.stop_gradient(fake))
-    loss = hinge = judges.hinge_real(on_real) + judges.hinge_fake(on_fake)
-    metrics = {
-        "judge": hinge,
-        "real_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_real])),
-        "fake_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_fake])),
-    }
-    if config.r1:
-        metrics["r1"] = judges.r1(judged, real)
-        loss = hinge + config.r1 * metrics["r1"]
-    return loss, metrics
 
 
 def _optimizers(config: Ladd) -> dict[str, Any]:

@@ -33,6 +33,7 @@ CODES = "codes"
 TEXT = "text_"  # before the names of TextFeatures, in a batch that holds them
 PUBLISHED = "published"  # in the place of the data of weights that came without any
 Shape = TypeVar("Shape", AutoencoderConfig, DiTConfig, TextConfig, UNetConfig)
+THEIRS = "the teacher's"  # of a codec: whatever the teacher has
 HOW = ("dtype", "remat")  # fields of a network that its weights do not depend on
 
 
@@ -42,7 +43,7 @@ class TextToImage(Experiment):
     codec: str = ""
     """What turns pixels into the codes that are diffused: train (train it first), the name of a
     config to train, or the folder of a vae run or of published weights; empty: pixels themselves
-    are diffused. A student has its teacher's."""
+    are diffused. Beside a teacher or weights to start from it is theirs, and may name no other."""
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     """The shape of that codec; of no use without one."""
     guidance: float = 3.0
@@ -156,6 +157,18 @@ class TextToImage(Experiment):
         for name, (mine, its) in unlike.items():
             if mine != its:
                 raise UserError(f"this run's {name} is {mine}, that of the codec {where} is {its}")
+
+    def accept_codec(self, role: str, other: Any, where: str) -> None:
+        """Raises UserError where `codec` names another than goes with the weights of `role`."""
+        given = getattr(self, role)
+        trains = ("train", *configs.known())  # how to come by a codec, not which one it is
+        asked = self.codec not in ("", THEIRS, given, other.codec)
+        if asked and (self.codec not in trains or given in trains):
+            option = role.replace("_", "-")
+            raise UserError(
+                f"--codec is {self.codec!r}, that of --{option} {where} is {other.codec!r}; give "
+                f"--codec={other.codec!r}, or a --{option} that was trained on {self.codec!r}"
+            )
 
     def check_size(self) -> None:
         """Raises UserError where the networks cannot make images of the data's size."""

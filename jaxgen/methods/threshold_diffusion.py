@@ -7,11 +7,9 @@ compared side by side: one network, the same captions, the clean image predicted
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxgen import optimizer
 from jaxgen.diffusion import corruption, denoiser
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion import schedule as schedules
@@ -20,19 +18,19 @@ from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods import text_to_image
-from jaxgen.methods.diffusion import dropped, measured_steps
-from jaxgen.methods.text_to_image import TextToImage, clean, seen_words
+from jaxgen.methods.denoising import Denoising, begun, dropped, stepped
+from jaxgen.methods.diffusion import measured_steps
+from jaxgen.methods.text_to_image import clean, seen_words
 from jaxgen.pixels import to_uint8
-from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.state import Batch, Metrics, State, stream
+from jaxgen.weights.pipelines import Pipeline
 
 __all__ = ["measured_steps", "seen_words"]  # shared functions of this method
 
 
 @dataclasses.dataclass(frozen=True)
-class ThresholdDiffusion(TextToImage):
+class ThresholdDiffusion(Denoising):
     model: Denoiser = Denoiser(prediction="x0")
-    drop_caption: float = 0.1
-    """Share of captions replaced by the empty one, for classifier-free guidance."""
     restore: corruption.Restore = "keep"
     """What corrupts each prediction to the next lower level: keep, the noise that sampling began
     with; again, fresh noise. In a small trial keep drew the better pictures."""
@@ -41,6 +39,14 @@ class ThresholdDiffusion(TextToImage):
     def iterative(self) -> Sampler:
         """The many-step, guided sampler."""
         return dataclasses.replace(super().iterative, solver="renoise")
+
+    def pipeline(self, weights: denoiser.Weights) -> Pipeline:
+        """Raises UserError: there is none like it."""
+        del weights
+        raise UserError(
+            f"{self.name} restores replaced pixels, which no pipeline of other libraries does; "
+            "export it with --to=stablehlo"
+        )
 
     def check(self) -> None:
         if self.codec:
@@ -55,8 +61,6 @@ class ThresholdDiffusion(TextToImage):
                 "image itself can be predicted: give x0"
             )
         super().check()
-        if not 0.0 <= self.drop_caption <= 1.0:
-            raise UserError(f"--drop-caption is {self.drop_caption}; give a share from 0 to 1")
 
 
 def frozen(config: ThresholdDiffusion, filled: dict[str, Any]) -> dict[str, Any]:
@@ -73,14 +77,7 @@ def frozen_shapes(config: ThresholdDiffusion) -> dict[str, Any]:
 def init(config: ThresholdDiffusion, frozen: Any, key: PRNGKeyArray) -> State:
     """A fresh state; the one player is the generator, text encoder and network together."""
     del frozen
-    params = {"generator": denoiser.init(config.model, config.side, key)}
-    adamw = optimizer.build(config.optimizer, config.train)
-    return State(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema=jax.tree.map(jnp.copy, params),
-        opt_state={"generator": adamw.init(params["generator"])},
-    )
+    return begun(config, denoiser.init(config.model, config.side, key))
 
 
 def train_step(
@@ -96,18 +93,7 @@ def train_step(
     def loss_of(weights: denoiser.Weights) -> Float[Array, ""]:
         return loss(config, weights, x0, batch["caption"], t, noise)
 
-    value, gradient = jax.value_and_grad(loss_of)(state.params["generator"])
-    adamw = optimizer.build(config.optimizer, config.train)
-    params, opt_state, norm = optimizer.apply(
-        adamw, gradient, state.opt_state["generator"], state.params["generator"]
-    )
-    new = {"generator": params}
-    return State(
-        step=state.step + 1,
-        params=new,
-        ema=moving_average(state.ema, new, config.train.ema, state.step),
-        opt_state={"generator": opt_state},
-    ), {"loss": value, "gradient_norm": norm}
+    return stepped(config, state, loss_of)
 
 
 def loss(

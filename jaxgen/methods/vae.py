@@ -6,7 +6,7 @@ pixel values, the perceptual distance over positions and taps. The KL divergence
 latent and divided by the number of pixel values. LDM sums all its terms over an image, so the ratio
 of the terms is LDM's and its weights keep their meaning, the KL weight of 1e-6 above all.
 
-Elsewhere codes are the encoder's means times `scale`, so that their standard deviation is 1;
+Elsewhere codes are the encoder's means times `scale`, so that their standard deviation is about 1;
 `encode` and `decode` apply it, and no one else need know of it.
 """
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from jaxgen import config as configs
 from jaxgen import optimizer
 from jaxgen.config import Experiment, Optimizer
 from jaxgen.diffusion import codec as codecs
@@ -65,9 +66,8 @@ class Vae(Experiment):
     def check(self) -> None:
         super().check()
         self.discriminator_optimizer.check("discriminator-optimizer")
-        for field in ("l1", "perceptual", "kl", "adversarial"):
-            if not 0.0 <= getattr(self, field) < float("inf"):
-                raise UserError(f"--{field} is {getattr(self, field)}; give 0 or more")
+        terms = ("l1", "perceptual", "kl", "adversarial")
+        configs.check_not_negative({term: getattr(self, term) for term in terms})
         if self.l1 == self.perceptual == 0:
             raise UserError("--l1 and --perceptual are both 0; nothing would be learnt")
         if not 0.0 <= self.adversarial_from < 1.0:
@@ -318,7 +318,9 @@ def psnr(image: Images, real: Images) -> Float[Array, " b"]:
 def weights(config: Vae, state: State, frozen: Any) -> Weights:
     """The autoencoder averaged over training, and `scale`.
 
-    That is 1 / standard deviation of its means over the last hundred batches of training pictures.
+    That is 1 / standard deviation of the means over about the last hundred batches of training
+    pictures, each batch's as the encoder gave them that was then in training: not measured again
+    with the averaged one, which is what is sampled with.
     """
     del config, frozen
     moments = state.ema["latents"]
@@ -333,18 +335,11 @@ def posterior(config: Vae, params: Any, image: Images) -> Posterior:
 
 
 def encode(config: Vae, weights: Weights, image: Images) -> Latents:
-    """Codes of images in [-1, 1], [b, h / factor, w / factor, latent channels], of unit variance.
+    """Codes of images in [-1, 1], [b, h / factor, w / factor, latent channels], deviation about 1.
 
     The means of the posterior: the same each time.
     """
     return codecs.encode(config.autoencoder, weights, image)
-
-
-def encode_sampled(config: Vae, weights: Weights, key: PRNGKeyArray, image: Images) -> Latents:
-    """Codes drawn from the posterior, as LDM trains on; the means where `kl` is 0."""
-    if not config.kl:
-        return encode(config, weights, image)
-    return posterior(config, weights, image).sample(key) * weights["scale"]
 
 
 def decode(config: Vae, weights: Weights, latents: Latents) -> Images:

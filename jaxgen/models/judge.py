@@ -218,5 +218,28 @@ def r1(
     return sum((jnp.mean(jnp.sum(g**2, axis=(1, 2))) for g in gradients), jnp.zeros(()))
 
 
+def loss(
+    verdicts: Callable[[list[Tokens]], list[Logits]],
+    real: list[Tokens],
+    fake: list[Tokens],
+    penalty: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Hinge plus `penalty` times R1 at the features of real images (ADD, eq. 3), and metrics.
+
+    These are judge, the hinge; r1, which is not computed where its weight is 0; real_believed and
+    fake_believed, the shares of logits that say real. No gradient reaches `fake`.
+    """
+    on_real, on_fake = verdicts(real), verdicts(jax.lax.stop_gradient(fake))
+    total = hinge = hinge_real(on_real) + hinge_fake(on_fake)
+    metrics = {"judge": hinge}
+    if penalty:
+        metrics["r1"] = r1(verdicts, real)
+        total = hinge + penalty * metrics["r1"]
+    return total, metrics | {
+        "real_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_real])),
+        "fake_believed": jnp.mean(jnp.stack([jnp.mean(logits > 0) for logits in on_fake])),
+    }
+
+
 def _unit(v: Float[Array, " n"]) -> Float[Array, " n"]:
     return v / (jnp.linalg.norm(v) + 1e-12)

@@ -171,4 +171,7 @@ def test_what_flow_matching_trains_may_teach_by_config_alone(name):
         student, teacher="train", teacher_config=name, data=teacher.data, model=teacher.model
     )
     student.check()
-    student.accept("teacher", teacher, "here")
+    trained = student.stage("teacher")
+    assert isinstance(trained, Diffusion)
+    assert (trained.model, trained.timesteps) == (teacher.model, "logit_normal")
+    student.accept("teacher", trained, "here")

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from tiny import state_like
 
+from jaxgen.config import Train
 from jaxgen.diffusion import denoiser, distillation
 from jaxgen.diffusion import schedule as schedules
 from jaxgen.errors import UserError
 from jaxgen.methods import add
 from jaxgen.methods.add import Add
+from jaxgen.models import judge as judges
 from jaxgen.models.judge import Judge
 from jaxgen.pixels import to_unit
 
@@ -235,11 +237,17 @@ def test_judge_losses_have_the_right_signs(add_config: Add, frozen, state, x0, t
             for x in logits
         ]
 
-    loss = jax.jit(functools.partial(add.loss_of_judge, add_config))
-    _, metrics = loss(params, features, other, conditions)
+    def said(features):
+        return add.verdicts(add_config, params, features, conditions)
+
+    total, metrics = jax.jit(lambda *both: judges.loss(said, *both, add_config.r1))(features, other)
     expected = sum(real for real, _ in means(features)) + sum(fake for _, fake in means(other))
     np.testing.assert_allclose(metrics["judge"], expected, rtol=1e-5)
     assert metrics["r1"] > 0
+    np.testing.assert_allclose(total, metrics["judge"] + add_config.r1 * metrics["r1"], rtol=1e-6)
+    without, rest = jax.eval_shape(lambda *both: judges.loss(said, *both, 0.0), features, other)
+    assert without.shape == ()
+    assert rest.keys() == metrics.keys() - {"r1"}, "a second derivative that nothing asks for"
 
 
 def test_what_does_not_fit_names_both_sides(add_config: Add, diffusion_config) -> None:
@@ -257,3 +265,20 @@ def test_what_does_not_fit_names_both_sides(add_config: Add, diffusion_config) -
     )
     with pytest.raises(UserError, match=r"model\.schedule.*flow.*cosine"):
         add_config.accept("teacher", cosine, "runs/t")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distillation": -3.0}, "--distillation is -3.0; give 0 or more"),
+        ({"adversarial": float("nan")}, "--adversarial is nan; give 0 or more"),
+        ({"r1": -1.0}, "--r1 is -1.0; give 0 or more"),
+        ({"teacher_guidance": -5.0}, "--teacher-guidance is -5.0; give 0 or more"),
+        ({"adversarial": 0.0, "distillation": 0.0}, "both 0; nothing would be learnt"),
+        ({"train": Train(batch=1)}, "--train.batch is 1: .* give 2 or more"),
+    ],
+)
+def test_what_is_impossible_is_one_line(add_config: Add, changes, message) -> None:
+    add_config.check()
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(add_config, **changes).check()

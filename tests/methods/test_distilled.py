@@ -1,16 +1,18 @@
 """Who may teach: a diffusion run, and no other, whatever networks it has."""
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from jaxgen import config as configs
-from jaxgen import train
+from jaxgen import stages, train
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
 from jaxgen.methods.add import Add
 from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.text_to_image import TextToImage
 from jaxgen.stages import Loaded
 from jaxgen.text import tokenizer as words
 
@@ -24,6 +26,29 @@ def test_a_student_asked_of_another_run_is_refused_by_its_method(name: str) -> N
         student.accept("teacher", other, "runs/x")
     with pytest.raises(UserError, match=f"--teacher-config {name} is a config of {name}"):
         dataclasses.replace(student, teacher_config=name).stage("teacher")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("dit", r"model\.network is unet, that of --teacher-config dit is dit"),
+        ("flow_matching", r"model\.prediction is x0, that of .* flow_matching is flow"),
+        ("latent_diffusion", r"model\.schedule\.kind is flow, that of .* is scaled_linear"),
+    ],
+)
+def test_a_teacher_config_of_another_kind_of_model_is_refused(name: str, told: str) -> None:
+    student = dataclasses.replace(configs.load("add"), teacher="train", teacher_config=name)  # pyright: ignore
+    with pytest.raises(UserError, match=told):
+        student.stage("teacher")
+
+
+@pytest.mark.parametrize("name", ["add_dit", "ladd_dit"])
+def test_a_student_that_is_a_transformer_has_one_for_a_teacher(name: str, tmp_path: Path) -> None:
+    student = dataclasses.replace(configs.load(name), workdir=str(tmp_path))
+    teacher, last = stages.plan(student)
+    assert isinstance(last.config, TextToImage)
+    assert last.config.model.network == "dit"
+    assert teacher.config.name == "dit"
 
 
 def test_how_a_network_computes_is_not_what_its_weights_are(

@@ -140,6 +140,13 @@ def test_merged_and_unmerged_weights_are_the_same_to_sampling_also_from_a_file(
         apart, both, jax.random.key(1), batch["caption"], Sampler(steps=1)
     )
     chex.assert_trees_all_close(sampled, one, atol=1e-6)
+    by_hand = {path: np.asarray(leaf) for path, leaf in flatten_dict(base).items()}
+    change = {path: np.asarray(leaf) for path, leaf in flatten_dict(both["lora"]).items()}
+    for *path, part in change:
+        if part == "a":  # alpha / rank is 1
+            by_hand[*path] = by_hand[*path] + change[*path, "a"] @ change[*path, "b"]
+    by_hand[WORDS] = by_hand[WORDS] + change[*WORDS, "delta"]
+    chex.assert_trees_all_close(flatten_dict(one), by_hand, atol=1e-5)
 
 
 def test_tuning_all_weights_starts_from_exactly_those_of_the_run(full: Diffusion, base) -> None:

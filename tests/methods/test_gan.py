@@ -261,10 +261,18 @@ def test_an_image_depends_on_its_key_and_place_alone(state, batch, drawing):
     assert np.abs(six[:2].astype(int) - other).mean() > 2
 
 
-@pytest.mark.parametrize("how", [Sampler(), Sampler(steps=1, guidance=2.0), Sampler(steps=4)])
-def test_other_samplers_are_refused(how):
-    with pytest.raises(UserError, match="one step; leave --steps, --guidance"):
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (Sampler(), "--steps"),
+        (Sampler(steps=4, guidance=2.0), "--steps and --guidance"),
+        (Sampler(steps=1, strength=0.6), "--start"),
+    ],
+)
+def test_other_samplers_are_refused_by_what_was_asked_for(how, told):
+    with pytest.raises(UserError, match=f"one step, from noise alone; leave {told} out$"):
         gan.check_sampler(CONFIG, how)
+    gan.check_sampler(CONFIG, gan.ONE_STEP)
 
 
 @pytest.mark.parametrize(

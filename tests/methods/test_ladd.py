@@ -243,6 +243,7 @@ def test_some_maps_of_a_unet_and_the_optional_terms(config: Ladd, tiny_unet, bat
         ({"noise_std": 0.0}, "--noise-std 0.0"),
         ({"width": 0}, "--width is 0"),
         ({"r1": -1.0}, "--r1 is -1.0"),
+        ({"warmup_steps": 100}, "--warmup-steps 100 are all of --train.steps 100: .* give fewer"),
     ],
 )
 def test_what_is_impossible_is_one_line(config: Ladd, changes, message) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import DIT_MODEL, SIZE, random_like, state_like
 
+from jaxgen import config as configs
 from jaxgen.config import Data
 from jaxgen.diffusion import codec as codecs
 from jaxgen.diffusion import denoiser, distillation
@@ -158,5 +159,46 @@ def test_a_codec_must_fit(config: Diffusion) -> None:
 
 
 def test_a_student_has_its_teachers_codec(add_config: Add, config: Diffusion) -> None:
-    with pytest.raises(UserError, match="autoencoder is none, that of the teacher runs/t is"):
-        dataclasses.replace(add_config, model=LATENT_MODEL).accept("teacher", config, "runs/t")
+    student = dataclasses.replace(add_config, model=LATENT_MODEL)
+    with pytest.raises(UserError, match=r"codec is none, that of the teacher runs/t is there$"):
+        student.accept("teacher", config, "runs/t")
+    deep = dataclasses.replace(CODEC, layers=2, dtype="bfloat16")
+    student = dataclasses.replace(student, codec="vae", autoencoder=deep)
+    with pytest.raises(
+        UserError, match=r"student's autoencoder\.layers is 2, that of the teacher runs/t is 1$"
+    ):
+        student.accept("teacher", config, "runs/t")
+
+
+def test_a_teacher_to_be_trained_is_trained_on_the_codec_asked_for() -> None:
+    student = configs.load("add_latent")
+    assert isinstance(student, Add)
+    mine = dataclasses.replace(student, teacher="train", codec="runs/my_vae")
+    assert mine.stage("teacher").roles() == {"codec": "runs/my_vae"}
+    mine.accept("teacher", mine.stage("teacher"), "config add_latent_teacher")
+
+
+@pytest.mark.parametrize(
+    ("start", "field", "given", "its"),
+    [
+        ("add_latent", "teacher", "runs/t", "vae"),
+        ("add_latent", "teacher", "latent_diffusion", "vae"),
+        ("latent_diffusion", "init_from", "runs/t", "runs/its_vae"),
+    ],
+)
+def test_a_codec_that_would_not_be_used_is_refused(
+    start: str, field: str, given: str, its: str
+) -> None:
+    teacher = dataclasses.replace(configs.load("latent_diffusion"), codec=its)  # pyright: ignore
+
+    def asked(codec: str) -> None:
+        config = dataclasses.replace(configs.load(start), **{field: given, "codec": codec})
+        config.accept(field, teacher, "runs/t")
+
+    option = "--" + field.replace("_", "-")
+    with pytest.raises(
+        UserError, match=f"--codec is 'runs/my_vae', that of {option} runs/t is '{its}'"
+    ):
+        asked("runs/my_vae")
+    for codec in (its, "vae", "the teacher's"):
+        asked(codec)

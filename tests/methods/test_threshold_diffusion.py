@@ -145,3 +145,12 @@ def test_configs_that_make_no_sense_are_refused(config: ThresholdDiffusion) -> N
     ):
         with pytest.raises(UserError, match=words):
             dataclasses.replace(config, **change).check()
+
+
+def test_no_other_library_has_its_pipeline_with_a_codec_or_without(
+    config: ThresholdDiffusion,
+) -> None:
+    with pytest.raises(UserError, match="no pipeline of other libraries") as refused:
+        config.pipeline({})
+    assert "--to=stablehlo" in str(refused.value)
+    assert "codec" not in str(refused.value), "which its check forbids"
