@@ -146,7 +146,7 @@ def test_killed_and_resumed_in_a_bucket_is_bit_for_bit_undisturbed_on_a_disk(
     ],
 )
 def test_a_run_whose_bucket_answers_no_more_ends_soon_to_be_run_again(
-    outage: int, words: str, folder: Path, bucket: Bucket, trained: str
+    outage: int, words: str, folder: Path, bucket: Bucket
 ) -> None:
     """In the midst of the second save; SIGTERM comes at the same time where there is no answer."""
     name = f"--name=cut{outage}"
