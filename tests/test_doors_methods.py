@@ -170,7 +170,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
     for name in ("one", "zebra"):
         (folder / name).mkdir()
-        Image.fromarray(pixels).save(folder / name / "0.png")
+        Image.new("RGB", (16, 16), "green").save(folder / name / "0.png")
     for name, text in CONFIGS.items():
         (folder / f"{name}.py").write_text(HEAD + text)
     return folder
