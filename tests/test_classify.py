@@ -113,15 +113,11 @@ def test_networks_and_data_that_cannot_be_are_refused(
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_classify_names_what_it_sees_in_pictures_of_any_kind(folder: Path, trained: str) -> None:
+def test_classify_names_what_it_sees_in_pictures_of_any_kind(folder: Path, here, capsys) -> None:
     Image.new("RGB", (300, 200), COLOURS["red"]).save(folder / "large.jpg")
     Image.new("P", (5, 9), 0).save(folder / "tiny.webp")
-    told = run(
-        folder, "jaxgen.classify", "--run=runs/classifier", "pictures/blue/1.png", "large.jpg",
-        "tiny.webp",
-    )  # fmt: skip
-    assert told.returncode == 0, told.stderr[-2000:]
-    lines = told.stdout.splitlines()
+    here(classify.main, "pictures/blue/1.png", "large.jpg", "tiny.webp")
+    lines = capsys.readouterr().out.splitlines()
     assert [lines[0], lines[5], lines[10]] == ["pictures/blue/1.png", "large.jpg", "tiny.webp"]
     assert lines[1].endswith("%  blue")
     assert lines[6].endswith("%  red")

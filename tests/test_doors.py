@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import drawn_on
 
 from jaxgen import sample, train
 from jaxgen.runtime import mesh as meshes
@@ -159,11 +160,17 @@ def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
     )  # fmt: skip
     assert drawn.returncode == 0, drawn.stderr[-2000:]
     assert "both.png: 2 image(s) of 16 x 16 pixels, 1 step(s)" in drawn.stdout
-    assert "carré" in drawn.stderr
-    assert "rouge" not in drawn.stderr.split("unknown")[-1].split(":")[-1]
-    assert size_of(folder / "both.png")[0] > 32
-    here(sample.main, "--run=runs/student", "--prompt=a blue square", "--out=one.png")
+    told = [line for line in drawn.stderr.splitlines() if line.startswith("jaxgen: prompt")]
+    assert [line.partition(": unknown to the model: ")[2] for line in told] == ["un, carré", "a"]
+    rouge, blue = drawn_on(folder / "both.png", count=2, across=2)[:, 0]
+    assert np.any(rouge != blue)
+    names = {"one.png": 0, "again.png": 0, "other.png": 1}
+    for name, seed in names.items():
+        options = ("--prompt=a blue square", f"--seed={seed}", f"--out={name}")
+        here(sample.main, "--run=runs/student", *options)
     assert size_of(folder / "one.png") == (16, 16)
+    one, again, other = ((folder / name).read_bytes() for name in names)
+    assert one == again != other
 
 
 @pytest.mark.parametrize(

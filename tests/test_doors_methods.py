@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,15 @@ import published
 import pytest
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
+from tiny import drawn_on
 
+from jaxgen import train
 from jaxgen.diffusion.sampler import Sampler
+from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime.reconstructions import psnr
 
 SHOWN = ("square", "round") * 4
+PICTURES = [f"pictures/{SHOWN[number % 8]}/{number}.png" for number in range(12)]
 HEAD = f"""
 import dataclasses
 from jaxgen.config import Data, Drawing, Optimizer, Train
@@ -81,6 +88,7 @@ config = Add(
     "threshold": """
 from jaxgen.methods.threshold_diffusion import ThresholdDiffusion
 model = dataclasses.replace(model, prediction='x0', schedule=Schedule(kind='flow'))
+common['optimizer'] = dataclasses.replace(steady, learning_rate=3e-2)  # or all is grey
 config = ThresholdDiffusion(name='threshold', model=model, **one, **common)
 """,
     "ladd": """
@@ -97,7 +105,21 @@ config = Diffusion(
     **one, **common,
 )
 """,
+    "whole": """
+config = Diffusion(name='whole', init_from='runs/teacher', model=model, **one, **common)
+""",
+    "classifier": """
+from jaxgen.methods.classifier import Classifier
+from jaxgen.models.resnet import ResNetConfig
+config = Classifier(
+    name='classifier', resnet=ResNetConfig(widths=(8,), blocks=1, groups=4), augment=(), **common
+)
+""",
 }
+# As many as a batch, and as are shown: what is compiled once serves everywhere.
+ASKED = {name: ["sample", *(f"--prompt={text}" for text in SHOWN)] for name in CONFIGS}
+ASKED["vae"] = ["sample", *(f"--image={picture}" for picture in PICTURES[:8])]
+ASKED["classifier"] = ["classify", *PICTURES[:8]]
 OUT = "add_latent"  # what is exported
 # One process for all: most of what each would do is to import and to compile the same again. What
 # a run leaves that is killed after its second step is there when the last checkpoint and the
@@ -121,9 +143,11 @@ for name, asked in {asked}.items():
             door("train", "--config=" + name + ".py")
             shutil.copy(run / "metrics.jsonl", name + ".jsonl")
             shutil.rmtree(run / "checkpoints/4")
-            (run / "model.safetensors").unlink()
+            (run / "model.safetensors").rename(name + ".safetensors")
             door("train", "--config=" + name + ".py")
-            door("sample", "--run=" + str(run), *asked, "--out=" + name + ".png")
+            door(*asked, "--run=" + str(run))
+            if Path("sample.png").exists():
+                Path("sample.png").rename(name + ".png")
             if name == "{out}":
                 door("export", "--run=" + str(run), "--to=diffusers", "--out=out")
             print("well done")
@@ -135,15 +159,18 @@ for name, asked in {asked}.items():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("methods")
-    (folder / "pictures").mkdir()
     rng = np.random.default_rng(0)
     lines = []
-    for number in range(12):
+    for number, picture in enumerate(PICTURES):
+        (folder / picture).parent.mkdir(parents=True, exist_ok=True)
         pixels = np.full((16, 16, 3), rng.integers(0, 256, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / "pictures" / f"{number}.png")
+        Image.fromarray(pixels).save(folder / picture)
         text = f"{SHOWN[number % 8]} {number}"
-        lines.append(json.dumps({"file_name": f"{number}.png", "text": text}))
+        lines.append(json.dumps({"file_name": picture.removeprefix("pictures/"), "text": text}))
     (folder / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+    for name in ("one", "zebra"):
+        (folder / name).mkdir()
+        Image.new("RGB", (16, 16), "green").save(folder / name / "0.png")
     for name, text in CONFIGS.items():
         (folder / f"{name}.py").write_text(HEAD + text)
     return folder
@@ -152,10 +179,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def said(folder: Path) -> dict[str, str]:
     """What the doors said of each method; in the order of CONFIGS, for some build on others."""
-    # As many as a batch, and as are shown: what is compiled once serves everywhere.
-    asked = {name: [f"--prompt={text}" for text in SHOWN] for name in CONFIGS}
-    asked["vae"] = [f"--image=pictures/{number}.png" for number in range(8)]
-    program = PROGRAM.format(asked=asked, out=OUT)
+    program = PROGRAM.format(asked=ASKED, out=OUT)
     # Of a number that every door takes, whatever its batch, as they share a process.
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = os.environ | {"XLA_FLAGS": flags}
@@ -170,13 +194,79 @@ def test_trained_taken_up_again_and_sampled(name: str, folder: Path, said: dict[
     whole, mended = folder / f"{name}.jsonl", folder / f"runs/{name}/metrics.jsonl"
     assert whole.read_bytes() == mended.read_bytes()
     assert [json.loads(line)["step"] for line in mended.read_text().splitlines()] == [1, 2, 3, 4]
-    with Image.open(folder / f"{name}.png") as image:
-        assert len(image.getcolors(1 << 20) or ()) > 8
+    before, after = folder / f"{name}.safetensors", folder / f"runs/{name}/model.safetensors"
+    assert before.read_bytes() == after.read_bytes(), "the last update, and the average"
     if name == "ladd":
         assert len(list((folder / "data" / "drawn").rglob("*.array_record*"))) == 1
         assert list((folder / "data" / ".once").rglob("text_tokens.npy"))
     if name == "latent":
         assert list((folder / "data" / ".once").rglob("codes.npy"))
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("vae", "classifier")])
+def test_each_prompt_has_a_drawing_of_its_own(
+    name: str, folder: Path, said: dict[str, str]
+) -> None:
+    assert "8 image(s) of 16 x 16 pixels, 1 step(s)" in said[name]
+    images = drawn_on(folder / f"{name}.png", count=8, across=4)[:, 0]
+    assert len({image.tobytes() for image in images}) == 8
+    assert images.std(axis=(1, 2)).min() > 1, "none of one colour"
+
+
+def test_pictures_come_back_with_the_psnr_that_is_told_and_lines_end_where_the_next_begins(
+    folder: Path, said: dict[str, str]
+) -> None:
+    images = drawn_on(folder / "vae.png", count=8, across=1, columns=8)
+    for picture, shown in zip(PICTURES, images[:, 0], strict=False):
+        with Image.open(folder / picture) as given:
+            np.testing.assert_array_equal(shown, given)
+    back = images[:, 1]
+    told = re.findall(r"\d+\.\d(?=,| dB)", said["vae"].split("PSNR ")[-1])
+    np.testing.assert_allclose([float(n) for n in told], psnr(images[:, 0], back), atol=0.06)
+    assert len({image.tobytes() for image in back}) == 8
+    np.testing.assert_array_equal(images[:, -1], np.roll(back, -1, axis=0))
+    assert np.any(images[:, 4] != back)
+
+
+def test_a_classifier_taken_up_again_tells_classes(said: dict[str, str]) -> None:
+    for picture in PICTURES[:8]:
+        first, second = said["classifier"].split(picture + "\n")[-1].splitlines()[:2]
+        assert {first.split()[2], second.split()[2]} == set(SHOWN)
+        shares = [float(line.split()[0]) for line in (first, second)]
+        assert sum(shares) == pytest.approx(100, abs=0.2)
+        assert shares[0] >= shares[1]
+
+
+@pytest.fixture
+def refused(folder: Path, said, refused, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(meshes, "prepare", lambda *_: None)  # the devices are chosen already
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("latent", ["--data.size=32"], "run's data.size is 32, that of the codec runs/vae is 16"),
+        (
+            "latent",
+            ["--autoencoder.latent-channels=8", "--model.unet.channels=8"],
+            "run's autoencoder.latent_channels is 8, that of the codec runs/vae is 4",
+        ),
+        ("latent", ["--codec=runs/gan"], "--codec runs/gan is no autoencoder but a run of gan"),
+        ("add_latent", ["--teacher=runs/gan"], "runs/gan is no diffusion model but a run of gan"),
+        ("ladd", ["--data.name=imagefolder:zebra"], "runs/teacher was trained with other words"),
+        ("tuned", ["--lora.targets=atn1"], "--lora.targets 'atn1' matches no matrix"),
+        ("tuned", ["--data.name=imagefolder:one"], "has 1 picture(s) to learn from; other needs 2"),
+        ("whole", ["--init-from=runs/gan"], "runs/gan is a run of gan, not of a diffusion model"),
+        ("classifier", ["--data.name=imagefolder:one"], "one has pictures of one class; a"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_begun(
+    name: str, options: list[str], line: str, folder: Path, refused
+) -> None:
+    assert line in refused(train.main, f"--config={name}.py", "--name=other", *options)
+    assert not list(folder.glob("runs/other*"))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers

@@ -1,13 +1,15 @@
-"""The smallest networks that have every part, and a batch for them."""
+"""The smallest networks that have every part, a batch for them, and what they drew."""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.meshes import BATCH, DIT, LENGTH, SIZE, TEXT, UNET, VOCABULARY
 from jaxgen.config import Data, Optimizer, Train
@@ -18,6 +20,7 @@ from jaxgen.methods.diffusion import Diffusion
 from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.eyes import Eyes
 from jaxgen.models.judge import JudgeConfig
+from jaxgen.runtime import pictures
 from jaxgen.state import State
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
 
@@ -87,6 +90,27 @@ def state_like(make: Callable[[], State], **players: Any) -> State:
         ema={name: params.get(name, average) for name, average in state.ema.items()},
         opt_state=jax.tree.map(jnp.zeros_like, state.opt_state),
     )
+
+
+def drawn_on(sheet: Path, count: int, across: int, columns: int = 1) -> np.ndarray:
+    """uint8 [count, columns, h, w, 3]: the images alone of a sheet that `sample` wrote.
+
+    They are of side SIZE, and `across` captions stand beside each other.
+    """
+    side, scale = 128, 128 // SIZE
+    margin, text = pictures.MARGIN, pictures.TEXT
+    width, height = columns * (side + margin) + 2 * margin, side + text + 2 * margin
+    found = np.empty((count, columns, SIZE, SIZE, 3), np.uint8)
+    with Image.open(sheet) as picture:
+        page = np.asarray(picture)
+    for n, column in np.ndindex(count, columns):
+        x = n % across * width + margin + column * (side + margin)
+        y = 2 * (text + 2) + n // across * height
+        cell = page[y : y + side, x : x + side]
+        found[n, column] = cell[::scale, ::scale]
+        enlarged = found[n, column].repeat(scale, 0).repeat(scale, 1)
+        np.testing.assert_array_equal(cell, enlarged, "something beside an image")
+    return found
 
 
 @pytest.fixture(scope="session")
