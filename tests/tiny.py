@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from benchmarks.meshes import BATCH, DIT, LENGTH, SIZE, TEXT, UNET, VOCABULARY
@@ -87,6 +89,26 @@ def state_like(make: Callable[[], State], **players: Any) -> State:
         ema={name: params.get(name, average) for name, average in state.ema.items()},
         opt_state=jax.tree.map(jnp.zeros_like, state.opt_state),
     )
+
+
+def assert_followed(optimizer: Optimizer, opt_state: Any, gradient: Any) -> None:
+    """A first step was given this gradient, sign and all, at every array of the tree.
+
+    Adam's first moment is then (1 - b1) times the gradient, clipped.
+    """
+    moment = optax.tree.get(opt_state, "mu")
+    chex.assert_trees_all_equal_shapes(moment, gradient)
+    norm = np.linalg.norm([np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradient)])
+    assert norm > 1e-4, "or nothing is compared"
+    share = (1 - optimizer.b1) * min(1.0, optimizer.clip / norm)
+
+    def compare(path: Any, got: Any, whole: Any) -> None:
+        expected = share * np.asarray(whole, np.float64)
+        far = np.linalg.norm(np.asarray(got, np.float64) - expected)
+        near = 2e-3 * np.linalg.norm(expected) + 1e-5 * share * norm
+        assert far <= near, f"{jax.tree_util.keystr(path)}: {far} > {near}"
+
+    jax.tree_util.tree_map_with_path(compare, moment, gradient)
 
 
 @pytest.fixture(scope="session")
