@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -111,6 +113,26 @@ def drawn_on(sheet: Path, count: int, across: int, columns: int = 1) -> np.ndarr
         enlarged = found[n, column].repeat(scale, 0).repeat(scale, 1)
         np.testing.assert_array_equal(cell, enlarged, "something beside an image")
     return found
+
+
+def assert_followed(optimizer: Optimizer, opt_state: Any, gradient: Any) -> None:
+    """A first step was given this gradient, sign and all, at every array of the tree.
+
+    Adam's first moment is then (1 - b1) times the gradient, clipped.
+    """
+    moment = optax.tree.get(opt_state, "mu")
+    chex.assert_trees_all_equal_shapes(moment, gradient)
+    norm = np.linalg.norm([np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradient)])
+    assert norm > 1e-4, "or nothing is compared"
+    share = (1 - optimizer.b1) * min(1.0, optimizer.clip / norm)
+
+    def compare(path: Any, got: Any, whole: Any) -> None:
+        expected = share * np.asarray(whole, np.float64)
+        far = np.linalg.norm(np.asarray(got, np.float64) - expected)
+        near = 2e-3 * np.linalg.norm(expected) + 1e-5 * share * norm
+        assert far <= near, f"{jax.tree_util.keystr(path)}: {far} > {near}"
+
+    jax.tree_util.tree_map_with_path(compare, moment, gradient)
 
 
 @pytest.fixture(scope="session")

@@ -179,11 +179,12 @@ def test_teacher_steps_follow_ddim(
 
 @pytest.fixture(scope="module")
 def step(add_config: Add):
-    """A train step with λ as an argument, compiled once."""
+    """A train step with λ and the student's learning rate as arguments, compiled once."""
 
     @jax.jit
-    def run(distillation, state, frozen, batch):
-        config = dataclasses.replace(add_config, distillation=distillation)
+    def run(distillation, state, frozen, batch, rate=add_config.optimizer.learning_rate):
+        optimizer = dataclasses.replace(add_config.optimizer, learning_rate=rate)
+        config = dataclasses.replace(add_config, distillation=distillation, optimizer=optimizer)
         return add.train_step(config, state, frozen, batch)
 
     return run
@@ -219,6 +220,16 @@ def test_one_batch_improves_the_measures_of_both_players(
     assert metrics["judge"] < 0.9 * first["judge"], "the judge learns to tell"
     assert metrics["real_believed"] > metrics["fake_believed"]
     assert metrics["distillation"] < first["distillation"], "the student nears its teacher"
+
+
+def test_one_batch_is_learnt_from_the_teacher_alone(frozen, state, batch, step) -> None:
+    """By the distance at the same draws, its weight so high that the judge goes under."""
+    rows = []
+    for _ in range(40):
+        again = state.replace(step=jnp.zeros((), jnp.int32))
+        state, metrics = step(1e4, again, frozen, batch, 1e-2)
+        rows.append(float(metrics["distillation"]))
+    assert rows[-1] < 0.6 * rows[0]
 
 
 def test_judge_losses_have_the_right_signs(add_config: Add, frozen, state, x0, text) -> None:

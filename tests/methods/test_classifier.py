@@ -1,6 +1,7 @@
 """Classification: mirror images and mixed ones."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.config import Data
+from jaxgen.config import Data, Optimizer, Train
 from jaxgen.errors import UserError
 from jaxgen.methods import classifier
 from jaxgen.methods.classifier import Classifier
@@ -31,6 +32,27 @@ def test_classes_do_not_depend_on_which_way_an_image_looks() -> None:
         one, other = (classifier.predict(config, weights, x) for x in (image, image[:, :, ::-1]))
         np.testing.assert_allclose(one.sum(-1), 1, rtol=1e-5)
         assert np.allclose(one, other, atol=1e-6) == alike
+
+
+def test_one_batch_is_learnt_by_heart(batch) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        train=Train(steps=150),
+        optimizer=Optimizer(learning_rate=5e-2, warmup=0),
+        label_smoothing=0.0,
+    )
+    batch = {"image": batch["image"][:, :8, :8], "label": jnp.arange(8)}
+    state = classifier.init(config, {}, jax.random.key(0))
+    step = jax.jit(functools.partial(classifier.train_step, config))
+    rows = []
+    for _ in range(config.train.steps):
+        state, metrics = step(state, {}, batch)
+        rows.append(metrics)
+    assert rows[0]["loss"] > 1.5
+    assert rows[-1]["loss"] < 0.2
+    assert rows[-1]["accuracy"] == 1
+    told = classifier.predict(config, state.params["classifier"], batch["image"])
+    np.testing.assert_array_equal(np.argmax(told, axis=-1), batch["label"])
 
 
 def test_an_image_and_all_that_goes_with_it_are_mixed_alike() -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from tiny import MODEL, SIZE, VOCABULARY
+from tiny import DIT_MODEL, MODEL, SIZE, VOCABULARY, random_like
 
 from jaxgen import config as configs
 from jaxgen import stages
@@ -81,6 +81,24 @@ def tuned(lora_config: Diffusion, base, batch):
 def test_one_batch_is_learnt_by_adapters(tuned) -> None:
     *_, losses = tuned
     assert np.mean(losses[-10:]) < 0.35 * np.mean(losses[:3])
+
+
+def test_one_batch_is_learnt_by_all_weights(diffusion_config: Diffusion, batch) -> None:
+    config = dataclasses.replace(
+        diffusion_config,
+        init_from="shipped",
+        model=dataclasses.replace(DIT_MODEL, prediction="x0"),
+        optimizer=dataclasses.replace(diffusion_config.optimizer, learning_rate=1e-2),
+        drop_caption=0.0,
+    )
+    frozen = {"base": random_like(lambda: denoiser.init(config.model, SIZE, jax.random.key(0)))}
+    state = diffusion.init(config, frozen, jax.random.key(0))
+    step = jax.jit(functools.partial(diffusion.train_step, config))
+    losses = []
+    for _ in range(100):
+        state, metrics = step(state, frozen, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.1 * np.mean(losses[:3])
 
 
 def test_after_two_steps_both_factors_of_every_adapter_have_moved(tuned) -> None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from jaxgen.config import Optimizer, Train
 from jaxgen.diffusion import schedule as schedules
@@ -13,13 +15,18 @@ from jaxgen.methods import diffusion
 from jaxgen.methods.diffusion import Diffusion
 
 
-def test_a_handful_of_images_is_reproduced(diffusion_config: Diffusion, batch) -> None:
+@pytest.mark.parametrize(("prediction", "width"), [("x0", 16), ("flow", 64)])
+def test_a_handful_of_images_is_reproduced(
+    prediction: Any, width: int, diffusion_config: Diffusion, batch
+) -> None:
     config = dataclasses.replace(
         diffusion_config,
         model=dataclasses.replace(
             diffusion_config.model,
             schedule=schedules.Schedule(kind="flow"),
-            prediction="x0",
+            prediction=prediction,
+            # A velocity has the noise in it, which a token must have room for.
+            dit=dataclasses.replace(diffusion_config.model.dit, width=width),
         ),
         train=Train(steps=500, batch=16, ema=0.99),
         optimizer=Optimizer(learning_rate=4e-3, warmup=50),
