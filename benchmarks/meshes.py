@@ -6,9 +6,10 @@ Tiny networks on eight forced CPU devices, for meshes of data = 8, fsdp = 8 and 
 of 64 numbers and more are split): how far loss terms, gradients (Adam's first moments after one
 step) and updated parameters are from those of one device. What is told is the largest difference in
 an array, as a share of that array's norm; left out are arrays whose gradient's norm is below a
-ten-thousandth of that of all, which is rounding noise. Adam begins with second moments as in the
-midst of a run: from zero it would take of such noise the sign, and an output's bias, in whose
-gradient real and generated images cancel, would move the student's verdict by a twentieth.
+ten-thousandth of that of all, which is rounding noise. Adam begins with second moments above what
+most gradients make of them, so that its step is nearly proportional to the gradient. From zero it
+would take of rounding noise the sign: an output's bias, in whose gradient real and generated images
+cancel, would move the student's verdict by a twentieth.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ from jaxgen.weights.efficientnet import load_efficientnet_lite0
 PROGRAM = "python -m benchmarks.meshes"
 SIZE, BATCH, LENGTH, VOCABULARY, CLASSES = 16, 8, 6, 40, 3
 MESHES = (Mesh(data=8), Mesh(data=1, fsdp=8), Mesh(data=4, fsdp=2))
-NOISE, MOMENT = 1e-4, 1e-8  # see above
+NOISE, MOMENT = 1e-4, 1e-4  # see above
 SPLIT_FROM = 64  # numbers; arrays so small are whole in a real run
 
 TEXT = TextConfig(vocabulary=VOCABULARY, width=16, layers=1, heads=2, length=LENGTH)
