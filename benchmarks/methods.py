@@ -161,9 +161,10 @@ def _rows(
 LEGEND = (
     "Shares in %, ± the longer side of the 95 % interval. Trained: all parameters that are, of "
     "discriminators and judges too. Told: how often a fresh classifier tells samples from real "
-    "images. Modes: distinct nearest training images, over those that as many even draws would "
-    "hit. Nearest: distance to the nearest training image over that of held-out pictures. Seconds "
-    "were taken in evaluating, beside whatever else ran."
+    "images. Modes: distinct nearest training images, over the most possible. Nearest: distance to "
+    "the nearest training image over that of held-out pictures. Memorised: nearer to one training "
+    "image than a third of the distance to the next. Seconds were taken in evaluating, beside "
+    "whatever else ran."
 )
 COLUMNS = {title: what for title, what in evaluate.COLUMNS.items() if what[0] != "cmmd"}
 
@@ -192,6 +193,9 @@ def markdown(report: dict[str, Any]) -> str:
             ]
             line += [str(row["images"]), f"{row['seconds_per_image']:.4f}"]
             for name, factor, digits in COLUMNS.values():
+                if name not in row[captions]:  # measured before there was such a column
+                    line.append("")
+                    continue
                 value, low, high = (factor * row[captions][name][k] for k in ESTIMATE)
                 line.append(f"{value:.{digits}f} ± {max(value - low, high - value):.{digits}f}")
             lines.append(line)

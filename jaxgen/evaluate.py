@@ -20,9 +20,8 @@ from jaxgen import methods, quality, stages, storage
 from jaxgen.data.source import Source
 from jaxgen.diffusion.sampler import network_calls
 from jaxgen.errors import UserError, reported
-from jaxgen.metrics import memorisation
 from jaxgen.metrics.bootstrap import Estimate
-from jaxgen.metrics.measures import COPIED, LEAST
+from jaxgen.metrics.measures import LEAST
 from jaxgen.metrics.networks import FeatureNetwork
 from jaxgen.quality import HELD_OUT, TRAINING, Row
 from jaxgen.runtime import classes
@@ -193,7 +192,7 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "R@5": ("retrieval@5", 100, 0),
     "R@10": ("retrieval@10", 100, 0),
     "nearest": ("nearest_ratio", 1, 2),
-    "copied": ("copied", 100, 0),
+    "memorised": ("memorised", 100, 0),
 }  # title: name, factor, digits
 
 
@@ -217,16 +216,14 @@ def _tables(rows: Sequence[Row], floor: dict[str, Estimate], sources: tuple[Sour
             for line in lines
         ]
         parts.append("\n".join([head, *table]))
-    copied = 100 * memorisation.by_chance(len(sources[1]), COPIED)
     chance = [100 * at / sum(map(len, sources)) for at in (1, 5, 10)]
     parts.append(
         "shares in %, ± the longer side of the 95 % interval; told: held-out accuracy of the "
         "expert judge, 50 is fooled; R@1, 5, 10 by chance: "
         f"{chance[0]:.2f}, {chance[1]:.1f}, {chance[2]:.1f}; "
-        "modes: training images that are nearest to some sample, over those that as many even "
-        "draws would hit; "
+        "modes: training images that are nearest to some sample, over the most possible; "
         "nearest: distance to the nearest training image over that of held-out real images; "
-        f"copied: as near as the nearest of those, {copied:.1f} by chance"
+        "memorised: nearer to one training image than a third of the distance to the next"
     )
     return "\n\n".join(parts)
 

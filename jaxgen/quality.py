@@ -22,8 +22,7 @@ from jaxgen.data.sources import open_source
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
-from jaxgen.metrics import kernel, memorisation, networks
-from jaxgen.metrics.bootstrap import NORMAL_95
+from jaxgen.metrics import bootstrap, kernel, memorisation, networks
 from jaxgen.metrics.measures import LEAST, Estimate, Pictures, Real, likeness, measures
 from jaxgen.metrics.networks import FeatureNetwork
 from jaxgen.metrics.resize import bicubic
@@ -255,12 +254,14 @@ def floor(real: Real, most: int, seed: int) -> dict[str, Estimate]:
     """At most `most` held-out real images in place of samples: what perfect samples would have."""
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(real.held_out))[:most])
-    return likeness(real.held_out[chosen], real.train, rng)
+    held_out = real.held_out[chosen]
+    memorised = bootstrap.of_share(memorisation.copies(held_out, real.train))
+    return {**likeness(held_out, real.train, rng), "memorised": memorised}
 
 
 def _cmmd(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"]) -> Estimate:
     value, error = kernel.cmmd(real, fake)
-    return Estimate(value, value - NORMAL_95 * error, value + NORMAL_95 * error)
+    return Estimate(value, value - bootstrap.NORMAL_95 * error, value + bootstrap.NORMAL_95 * error)
 
 
 def samplers(

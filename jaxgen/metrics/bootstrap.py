@@ -59,7 +59,9 @@ def of_share(
         / (1.0 + NORMAL_95**2 / n)
         * np.sqrt(share * (1.0 - share) / n + NORMAL_95**2 / (4.0 * n**2))
     )
-    return Estimate(float(share), float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
+    # At the ends half is the centre but for rounding.
+    low, high = min(centre - half, share), max(centre + half, share)
+    return Estimate(float(share), float(max(low, 0.0)), float(min(high, 1.0)))
 
 
 def of_statistic(

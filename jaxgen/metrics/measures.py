@@ -13,7 +13,6 @@ from jaxgen.metrics.manifold import manifold
 LEAST = expert.LEAST
 RETRIEVED = (1, 5, 10)
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
-COPIED = 5.0  # per cent of the held-out images are as near to a training image as a "copy" is
 _RESAMPLES = 100
 
 Rows = Int[np.ndarray, "m"]
@@ -65,25 +64,8 @@ def measures(samples: Pictures, own: Rows, real: Real, key: PRNGKeyArray) -> dic
     found["nearest_ratio"] = bootstrap.of_statistic(
         memorisation.median_ratio, of_samples, of_held_out, rng=rng, groups=[own, None]
     )
-    found["copied"] = _copied(of_samples, of_held_out, own, rng)
+    found["memorised"] = bootstrap.of_share(memorisation.copies(samples.features, real.train), own)
     return found
-
-
-def _copied(
-    of_samples: Float[np.ndarray, "m"],
-    of_held_out: Float[np.ndarray, "n"],
-    own: Rows,
-    rng: np.random.Generator,
-) -> Estimate:
-    """The share of copies; the interval knows that the threshold is of few held-out images."""
-
-    def share(samples: Float[np.ndarray, "m"], held_out: Float[np.ndarray, "n"]) -> float:
-        return float(memorisation.nearer(samples, held_out, COPIED).mean())
-
-    drawn = bootstrap.of_statistic(share, of_samples, of_held_out, rng=rng, groups=[own, None])
-    wilson = bootstrap.of_share(memorisation.nearer(of_samples, of_held_out, COPIED), own)
-    low, high = min(drawn.low, wilson.low), max(drawn.high, wilson.high)
-    return Estimate(drawn.value, max(low, 0.0), min(high, 1.0))
 
 
 def likeness(

@@ -17,9 +17,8 @@ class Modes(NamedTuple):
     hit: int
     """How many."""
     share: float
-    """`hit` over what as many even draws would hit (`expected`): about 1 when every training
-    image is as likely as another, near 0 after a collapse. A little above 1 is luck, and much
-    above it draws more even than chance, such as one from each caption."""
+    """`hit` over the most possible, which is the number of samples or of training images: 1 where
+    a sample of each caption is its own picture, near 0 after a collapse."""
 
 
 def modes_covered(samples: Shaped[np.ndarray, "m d"], train: Shaped[np.ndarray, "n d"]) -> Modes:
@@ -34,12 +33,4 @@ def modes_covered(samples: Shaped[np.ndarray, "m d"], train: Shaped[np.ndarray, 
     hit = np.zeros(len(train), bool)
     for _, rows in blocks(samples):
         hit[squared_distances(rows, train).argmin(axis=1)] = True
-    return Modes(int(hit.sum()), float(hit.sum() / expected(len(samples), len(train))))
-
-
-def expected(draws: int, modes: int) -> float:
-    """Distinct modes that so many even draws with replacement hit on average: n·(1 - (1 - 1/n)^m).
-
-    Each of n modes is missed by all m draws with probability (1 - 1/n)^m.
-    """
-    return modes * (1.0 - (1.0 - 1.0 / modes) ** draws)
+    return Modes(int(hit.sum()), float(hit.sum() / min(len(samples), len(train))))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import UserError
-from jaxgen.metrics.memorisation import median_ratio, nearer, nearest
+from jaxgen.metrics.memorisation import copies, median_ratio, nearest
 from jaxgen.metrics.retrieval import hits, ranks
 
 RNG = np.random.default_rng(0)
@@ -53,18 +53,25 @@ def test_nearest_is_the_smallest_distance():
 
 def test_copies_are_found_and_new_pictures_are_not():
     def new(n):
-        return nearest(RNG.normal(size=(n, 16)) + 3.0, GALLERY)
+        return RNG.normal(size=(n, 16)) + 3.0
 
     held_out, fresh = new(400), new(2000)
-    copies = nearest(GALLERY + 0.01 * RNG.normal(size=GALLERY.shape), GALLERY)
-    few = np.concatenate([fresh[:450], copies[:50]])
-    assert median_ratio(copies, held_out) < 0.1
-    assert abs(median_ratio(fresh, held_out) - 1) < 0.05
-    assert abs(median_ratio(few, held_out) - 1) < 0.1  # which is why the share is needed
-    for percentile in (1, 5):
-        assert nearer(copies, held_out, percentile).all()
-        assert abs(nearer(fresh, held_out, percentile).mean() - percentile / 100) < 0.03
-        assert nearer(few, held_out, percentile).mean() > 0.1
+    exact = GALLERY + 0.01 * RNG.normal(size=GALLERY.shape)
+    few = np.concatenate([fresh[:450], exact[:50]])
+    reference = nearest(held_out, GALLERY)
+    assert median_ratio(nearest(exact, GALLERY), reference) < 0.1
+    assert abs(median_ratio(nearest(fresh, GALLERY), reference) - 1) < 0.05
+    assert abs(median_ratio(nearest(few, GALLERY), reference) - 1) < 0.1  # blind to a few
+    assert copies(exact, GALLERY).all()
+    assert not copies(fresh, GALLERY).any()
+    assert copies(few, GALLERY).sum() == 50
+
+
+def test_a_copy_is_three_times_nearer_than_to_any_other():
+    train = np.array([[0.0, 0.0], [4.0, 0.0], [9.0, 9.0]])
+    np.testing.assert_array_equal(copies(np.array([[0.99, 0.0], [1.01, 0.0]]), train), [1, 0])
+    assert copies(train, train).all()
+    assert not copies(train[:1], np.concatenate([train, train])).any(), "twice in training"
 
 
 def test_a_held_out_set_that_was_trained_on_is_refused():
