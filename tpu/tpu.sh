@@ -181,6 +181,7 @@ lost() {
 
 # Does what the states of the workers, $now, call for. True when training is done.
 step() {
+  local own
   [[ $now == *running* || $(versions) -eq 1 ]] || now=' new '
   case $now in
   *' exit:2 '*)
@@ -198,8 +199,11 @@ step() {
       worker stop || true
     fi ;;
   *)
-    # a host that fails makes the others end with 75: then its own code counts
-    if [[ ${now//exit:75 /} == *exit:[1-9]* ]]; then
+    # a host that fails or is lost makes the others end with 75 or, outside a collective, has JAX
+    # abort them (134): then its own code counts
+    own=${now//exit:75 /}
+    [[ $now != *' lost '* && $now == "$own" ]] || own=${own//exit:134 /}
+    if [[ $own == *exit:[1-9]* ]]; then
       worker log >&2 || true
       failed "training ended with$now"
     else note "interrupted ($now); starting again"; fi

@@ -28,13 +28,15 @@ esac
 """
 
 # In place of python -m jaxgen.train: notes its words, then ends with the code that
-# codes-WORKER has on the line of this training's number; "wait" saves on SIGTERM.
+# codes-WORKER has on the line of this training's number; "wait" saves on SIGTERM, "lost" takes
+# its supervisor with it.
 TRAINER = """#!/bin/bash
 if [[ $1 == --version ]]; then echo Python 3.11.9; exit; fi
 printf '%s\\n' "$#" "$@" >>"$CLOUD/words-$HOSTNAME"
 echo >>"$CLOUD/count-$HOSTNAME"
 printf 'step 9\\rstep 10 of 10\\n'
 code=$(sed -n "$(wc -l <"$CLOUD/count-$HOSTNAME")p" "$CLOUD/codes-$HOSTNAME" 2>/dev/null)
+if [[ $code == lost ]]; then sleep 0.1; kill -KILL -- "-$(cat pid)"; fi
 [[ $code == wait ]] || exit "${code:-0}"
 trap 'kill $!; exit 75' TERM
 sleep 60 9>&- & # the lock of the supervisor is not its to hold
@@ -285,10 +287,10 @@ def test_refused_input_stops_at_once(cloud: Cloud):
 
 
 def test_any_other_code_is_tried_as_often_as_said(cloud: Cloud):
-    cloud.codes("1", "137", "1", "0")
+    cloud.codes("1", "134", "1", "0")
     said = cloud.watch("--tries=2", code=1)
     assert cloud.trainings() == 3
-    assert "training ended with exit:137 ; trying again (2 of 2)" in said
+    assert "training ended with exit:134 ; trying again (2 of 2)" in said
     cloud.watch("--delete")
     assert cloud.trainings() == 4
     assert not cloud.exists
@@ -302,6 +304,15 @@ def test_code_of_the_host_that_failed_counts_not_that_of_those_that_missed_it(cl
         said.splitlines()[-1]
         == "jaxgen: training ended with exit:1 exit:75 ; given up after failure 2"
     )
+
+
+def test_abort_of_those_that_miss_a_lost_host_is_no_failure(cloud: Cloud):
+    cloud.codes("lost", "75", "lost", "0", worker=0)
+    cloud.codes("134", "134", "134", "0", worker=1)
+    said = cloud.watch("--tries=0")
+    assert cloud.trainings(0) == cloud.trainings(1) == 4
+    assert said.count("interrupted ( exit:134 lost )") == 2
+    assert said.count("interrupted ( exit:134 exit:75 )") == 1
 
 
 def test_workers_left_behind_are_ended_and_all_start_again(cloud: Cloud):
