@@ -3,6 +3,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 patience=5 # looks at a slice of which a part is silent or has ended, before something is done
+look_seconds=${LOOK_SECONDS:-120} # until a call of gcloud that only looks is ended
+seconds=${CALL_SECONDS:-1800}     # and any other but fetch's
 
 usage() {
   cat <<'HELP'
@@ -36,6 +38,8 @@ Options, as --key=value or --key value:
   --poll=30            watch: seconds between looks
   --delete             watch: delete the slice when training is done or given up
   --dry-run            print the commands, ready to be pasted, and run none
+Environment: a call of gcloud is ended after CALL_SECONDS (1800), after LOOK_SECONDS (120) where it
+only looks; fetch takes what it takes.
 Exit codes: 0 done, 1 given up, 2 bad input; else that of the gcloud command that failed.
 HELP
 }
@@ -51,11 +55,43 @@ run() {
     "$@"
     return
   fi
+  [[ $1 != limited ]] || shift
   printf -v line ' %q' "$@"
   echo "${line# }"
 }
 
-tpus() { run gcloud compute tpus "$@" "${place[@]}" --quiet; }
+# Runs a command for $seconds at most; then ends it and all that it started: code 124. Without
+# `timeout`, which macOS lacks, and in this process group: ssh may ask the terminal for a passphrase.
+limited() (
+  "$@" &
+  called=$!
+  (
+    trap 'kill "$!"; exit 1' TERM
+    sleep "$seconds" &
+    wait "$!"
+    trap '' TERM
+    end "$called"
+  ) >/dev/null 2>&1 &
+  clock=$!
+  trap 'end "$called"; kill "$clock"; exit 130' INT TERM
+  code=0
+  wait "$called" || code=$?
+  kill "$clock" 2>/dev/null || true
+  if wait "$clock"; then
+    warn "${*:4:2} did not end within $seconds s"
+    code=124
+  fi
+  return "$code"
+)
+
+# Ends a process and all that it started.
+end() {
+  local child
+  for child in $(pgrep -P "$1"); do end "$child"; done
+  kill "$1" 2>/dev/null || true
+}
+
+tpus() { run limited gcloud compute tpus "$@" "${place[@]}" --quiet; }
 
 on_workers() {
   tpus tpu-vm ssh "$name" --worker=all --ssh-flag=-oConnectTimeout=20 \
@@ -96,6 +132,7 @@ launch() {
 look() {
   # shellcheck disable=SC2016  # for the far end
   local line='bash jaxgen-tpu/worker.sh status 2>/dev/null || echo "@ $HOSTNAME new -"'
+  local seconds=$look_seconds
   if [[ -n $dry ]]; then
     [[ -n $hosts ]] || node 'networkEndpoints.len()'
     on_workers "$line"
@@ -117,11 +154,11 @@ versions() { cut -d ' ' -f 4 <<<"$workers" | sort -u | wc -l; }
 
 # Sets $answer to what a command prints, to MISSING, or to UNKNOWN with gcloud's words in $trouble.
 ask() {
-  local errors
+  local errors seconds=$look_seconds
   errors=$(mktemp)
   trouble=''
   if ! answer=$("$@" 2>"$errors"); then
-    trouble=$(grep -v '^ *$' "$errors" | tail -n 1) answer=UNKNOWN
+    trouble=$(grep -v '^ *$' "$errors" | tail -n 1) trouble=${trouble#jaxgen: } answer=UNKNOWN
     ! grep -q NOT_FOUND "$errors" || answer=MISSING
   fi
   rm -f "$errors"
@@ -288,6 +325,8 @@ if [[ $command != fetch ]]; then
   need zone "ZONE; gcloud compute tpus locations list shows them"
   is --zone "$zone" '^[a-z]+-[a-z]+[0-9]+-[a-z]$' "no zone; gcloud compute tpus locations list shows them"
 fi
+is LOOK_SECONDS "$look_seconds" '^[0-9]+$' "give seconds"
+is CALL_SECONDS "$seconds" '^[0-9]+$' "give seconds"
 is --tries "$tries" '^[0-9]+$' "give a count"
 is --poll "$poll" '^[0-9]+(\.[0-9]+)?$' "give seconds"
 

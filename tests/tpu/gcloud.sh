@@ -3,6 +3,7 @@
 #
 #   calls           what it was called with: a line a call, words parted by \x1f
 #   errors          what the next calls print before they fail, a line each
+#   delays          what the next calls wait for first: a line `VERB SECONDS` each, in turn
 #   hosts, born     workers in a slice; slices so far
 #   plan/N/         the N-th slice (the last, for all that follow): states, what `queued-resources
 #                   describe` says in turn, the last line from then on; node, what `tpu-vm describe`
@@ -36,6 +37,10 @@ if [[ -s errors ]]; then
   complain "$error"
 fi
 [[ ${words[0]} == compute ]] || exit 0
+if read -r slow seconds 2>/dev/null <delays && [[ ${words[3]} == "$slow" ]]; then
+  sed -i 1d delays
+  sleep "$seconds"
+fi
 
 hosts=$(cat hosts)
 born=$(cat born)

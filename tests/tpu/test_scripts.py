@@ -384,6 +384,17 @@ def test_gcloud_that_never_worked_ends_the_watch_and_later_trouble_does_not(clou
     assert watch.returncode == 0
 
 
+def test_calls_that_hang_are_ended_with_all_that_they_started_and_made_again(cloud: Cloud):
+    cloud.environment |= {"LOOK_SECONDS": "2", "CALL_SECONDS": "2"}
+    (cloud.folder / "delays").write_text("create 98765\ndescribe 98765\nscp 98765\n")
+    said = cloud.watch("--tries=3")
+    assert "jaxgen: queued-resources create did not end within 2 s" in said
+    assert "gcloud: queued-resources describe did not end within 2 s" in said
+    assert "jaxgen: tpu-vm scp did not end within 2 s" in said
+    assert "all done" in said
+    assert subprocess.run(["pgrep", "-f", "sleep 98765"]).returncode == 1
+
+
 # A shell started with Ctrl-C ignored, as jobs in the background are, cannot be taught to hear it.
 HEARS = """
 import os, signal, sys
