@@ -32,6 +32,8 @@ Options, as --key=value or --key value:
   --runtime=IMAGE      create, watch: TPU VM image, where the default for the type is not it
   --source=S           setup, watch: a wheel, or git+URL@COMMIT with all 40 digits
   --constraints=FILE   setup, watch: versions of the dependencies, in pip's format
+  --copy=gs://B/P/F    setup, watch: has every worker copy this folder, of pictures or weights, to
+                       its disk; training finds it as copies/F. May be given more than once
   --workdir=gs://B/P   launch, watch, fetch: where runs and checkpoints live
   --to=FOLDER          fetch: default runs
   --tries=3            watch: failed trainings or requests that it stands, in all
@@ -114,6 +116,7 @@ setup() {
   [[ -z $constraints ]] || files+=("$constraints") what+=("${constraints##*/}")
   on_workers 'mkdir -p jaxgen-tpu' || return
   tpus tpu-vm scp "${files[@]}" "$name:jaxgen-tpu/" --worker=all || return
+  [[ -z ${copies[*]-} ]] || worker copy "${copies[@]}" || return
   worker setup "${what[@]}" || return
   look || { warn "$name: $answered of $hosts workers answer; run setup again" && return 1; }
   [[ $(versions) -eq 1 ]] || {
@@ -294,7 +297,7 @@ is NAME "$name" '^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$' \
   "after the command comes a name for the slice: small letters, digits and hyphens"
 shift 2
 
-zone='' project='' type='' spot=(--spot) runtime='' source='' constraints='' workdir='' to=runs
+zone='' project='' copy='' copies=() type='' spot=(--spot) runtime='' source='' constraints='' workdir='' to=runs
 tries=3 poll=30 delete_after='' skip=(--exclude='(.*/)?(checkpoints|\.compiled)/.*') dry='' training=()
 hosts='' workers='' answered=0 answer='' trouble='' request='' created='' launched=''
 while (($#)); do
@@ -305,15 +308,16 @@ while (($#)); do
   --delete) delete_after=1 ;;
   --checkpoints) skip=() ;;
   --dry-run) dry=1 ;;
-  --zone=* | --project=* | --type=* | --runtime=* | --source=* | --constraints=* | --workdir=* | \
-    --to=* | --tries=* | --poll=*) printf -v "${key#--}" '%s' "${1#*=}" ;;
-  --zone | --project | --type | --runtime | --source | --constraints | --workdir | --to | --tries | \
-    --poll)
+  --zone=* | --project=* | --type=* | --runtime=* | --source=* | --constraints=* | --copy=* | \
+    --workdir=* | --to=* | --tries=* | --poll=*) printf -v "${key#--}" '%s' "${1#*=}" ;;
+  --zone | --project | --type | --runtime | --source | --constraints | --copy | --workdir | --to | \
+    --tries | --poll)
     (($# > 1)) || fail "$key: its value is missing"
     printf -v "${key#--}" '%s' "$2"
     shift ;;
   *) fail "$1: no such option; tpu.sh help lists them (training's own come after --)" ;;
   esac
+  [[ $key != --copy ]] || copies+=("${copy%/}")
   shift
 done
 
@@ -350,6 +354,11 @@ if [[ $command =~ ^(setup|watch)$ ]]; then
     is --source "$source" '\.whl$' "give a .whl file, or git+URL@COMMIT"
     [[ -f $source ]] || fail "--source $source: no such file; pip wheel --no-deps -w dist . makes one"
   fi
+  for copy in ${copies[@]+"${copies[@]}"}; do
+    is --copy "$copy" '^gs://[^/]+/.*[^/]$' "give gs://BUCKET/FOLDER; gcloud storage rsync puts a folder there"
+  done
+  twice=$(printf '%s\n' ${copies[@]+"${copies[@]##*/}"} | sort | uniq -d | head -n 1)
+  [[ -z $twice ]] || fail "--copy: two folders are called $twice; training could not tell them apart"
   [[ -z $constraints || -f $constraints ]] || fail "--constraints $constraints: no such file"
 fi
 if [[ $command =~ ^(launch|watch|fetch)$ ]]; then

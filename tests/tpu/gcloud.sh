@@ -10,7 +10,7 @@
 #                   says; silent, the workers that do not answer
 #   lives/N/worker-I/   home of worker I of slice N, where commands sent by ssh really run
 #   exists          there where there is a slice
-#   bucket/         what workers copied to gs://
+#   bucket/         what is in gs://: what workers copied there, and what they copy from there
 set -euo pipefail
 cd "$CLOUD"
 
@@ -29,6 +29,11 @@ done
 if [[ ${words[*]::2} == 'storage cp' ]]; then # from a worker, not from tpu.sh
   mkdir -p "bucket/$(dirname "${words[3]#gs://}")"
   cd "$OLDPWD" && cp "${words[2]}" "$CLOUD/bucket/${words[3]#gs://}" && exit
+fi
+if [[ ${words[*]::2} == 'storage rsync' && $OLDPWD == "$CLOUD"/lives/* ]]; then # likewise
+  from=bucket/${words[2]#gs://}
+  [[ -d $from ]] || complain "The following URLs matched no objects or files: ${words[2]}"
+  cp -r "$from/." "$OLDPWD/${words[3]}" && exit
 fi
 (IFS=$'\x1f' && echo "$*") >>calls
 if [[ -s errors ]]; then

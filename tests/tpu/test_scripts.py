@@ -1,6 +1,7 @@
 """tpu/tpu.sh and tpu/worker.sh against a stand-in cloud whose workers really run their commands."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "git+https://example.org/jaxgen@" + 40 * "a"
+PICTURES, WEIGHTS = "gs://b/my pictures", "gs://b/weights/sd21/"
 PLACE = ["--zone=us-west4-a", "--quiet"]
 
 # In place of uv: a "virtual environment" is the stand-in trainer below.
@@ -70,6 +72,10 @@ class Cloud:
         }
         (folder / "hosts").write_text(f"{hosts}\n")
         (folder / "born").write_text("0\n")
+        for name in (PICTURES, WEIGHTS):
+            own = folder / "bucket" / name.removeprefix("gs://")
+            own.mkdir(parents=True)
+            (own / "file").write_text(name)
         self.lives({})
 
     def lives(self, *lives: dict[str, Any]) -> None:
@@ -107,7 +113,7 @@ class Cloud:
         """A whole command line for one of tpu.sh's commands."""
         extra = {
             "create": ["--type=v5e-16"],
-            "setup": [f"--source={self.wheel}"],
+            "setup": [f"--source={self.wheel}", f"--copy={PICTURES}", "--copy", WEIGHTS],
             "launch": ["--workdir=gs://b/runs", *options, "--", "--config=add_64"],
             "fetch": ["--workdir=gs://b/runs", f"--to={self.folder / 'my runs'}"],
         }
@@ -168,6 +174,8 @@ def test_watch_takes_a_fresh_project_to_a_trained_model(cloud: Cloud):
         ]
         home = cloud.folder / f"lives/1/worker-{i}"
         install = (home / "uv").read_text().splitlines()[1]
+        assert (home / "jaxgen-tpu/copies/my pictures/file").read_text() == PICTURES
+        assert (home / "jaxgen-tpu/copies/sd21/file").read_text() == WEIGHTS
         assert install.endswith(f"jaxgen[tpu,gcs] @ file://{home}/jaxgen-tpu/{cloud.wheel.name}")
         (log,) = (cloud.folder / f"bucket/b/runs/worker-logs/worker-{i}").iterdir()
         assert "step 10 of 10" in log.read_text()
@@ -258,6 +266,7 @@ def test_lost_request_is_made_anew_and_goes_on(cloud: Cloud, lost: dict):
     assert cloud.did("create") == 2
     assert cloud.did("delete") == 1
     assert (cloud.folder / "lives/2/worker-1/jaxgen-tpu/version").exists()
+    assert (cloud.folder / "lives/2/worker-1/jaxgen-tpu/copies/sd21/file").exists()
     assert cloud.exists
 
 
@@ -339,6 +348,13 @@ def test_workers_with_different_dependencies_do_not_train(cloud: Cloud):
     (cloud.folder / "freeze-worker-1").write_text("jax==0.10.1\nlibtpu==0.0.42\n")
     said = cloud.watch("--tries=1", code=1)
     assert "workers differ in code or dependencies" in said
+    assert cloud.trainings() == 0
+
+
+def test_no_training_without_the_pictures_that_it_is_to_have(cloud: Cloud):
+    shutil.rmtree(cloud.folder / "bucket/b/my pictures")
+    said = cloud.watch("--tries=1", code=1)
+    assert "matched no objects or files: gs://b/my pictures" in said
     assert cloud.trainings() == 0
 
 
@@ -454,6 +470,14 @@ def test_nothing_to_delete(cloud: Cloud):
             f"setup box --zone=us-west4-a --source={COMMIT} --constraints=no.txt",
             "no.txt: no such file",
         ),
+        (
+            f"setup box --zone=us-west4-a --source={COMMIT} --copy=pictures",
+            "--copy pictures: give gs://BUCKET/FOLDER; gcloud storage rsync",
+        ),
+        (
+            f"setup box --zone=us-west4-a --source={COMMIT} --copy=gs://a/x --copy=gs://b/x",
+            "--copy: two folders are called x",
+        ),
         ("launch box --zone=us-west4-a -- --config=add", "launch needs --workdir=gs://"),
         (
             "launch box --zone=us-west4-a --workdir=runs -- --config=add",
@@ -478,6 +502,29 @@ def test_bad_input_is_one_line_that_names_it(tmp_path: Path, words: str, named: 
     assert done.stdout == ""
     assert named in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_readme_s_lines_are_taken(cloud: Cloud):
+    (cloud.folder / "dist").mkdir()
+    shutil.copy(cloud.wheel, cloud.folder / "dist")
+    (cloud.folder / "tpu").symlink_to(ROOT / "tpu")
+    text = (ROOT / "tpu/README.md").read_text().replace("BUCKET", "bucket")
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("tpu/tpu.sh ")]
+    printed = {}
+    for line in lines:
+        command, _, training = line.partition(" -- ")
+        done = subprocess.run(
+            ["bash", *shlex.split(command), "--dry-run", *(["--", training] if training else [])],
+            cwd=cloud.folder,
+            env=cloud.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        printed[training] = done.stdout
+    (sd21,) = (training for training in printed if "--config=add_sd21" in training)
+    for copied in re.findall(r"copies/(\w+)", sd21):
+        assert f"gs://bucket/{copied}" in printed[sd21]
 
 
 def test_scripts_are_clean():
