@@ -159,6 +159,14 @@ def test_image_gets_all_that_the_wheel_is_made_of():
     assert all((ROOT / name).exists() for name in copied)
 
 
+@pytest.mark.parametrize("name", ["Dockerfile", "README.md"])
+def test_run_outlives_its_container(name: str):
+    text = re.sub(r"\\\n#?", "", (TPU / name).read_text())
+    runs = re.findall(r"docker run .*--rm.*", text)
+    assert runs
+    assert all("--workdir=gs://" in run for run in runs)
+
+
 def test_constraints_pin_what_the_project_asks_for_within_its_own_bounds():
     lines = (TPU / "constraints.txt").read_text().splitlines()
     pins = {pin.name: pin for pin in map(Requirement, lines[1:])}
