@@ -27,7 +27,7 @@ from jaxgen.runtime import topologies
 PROGRAM = "python -m benchmarks.plans"
 CONFIGS = Path(__file__).parent.parent / "configs"
 RESULTS = Path(__file__).parent / "results" / "tpu-plans.json"
-_CLAIM = re.compile(r"python -m jaxgen\.plan --config=(\w+) --topology=([\w:]+)")
+_CLAIM = re.compile(r"python -m jaxgen\.plan\s+--config=(\w+)\s+--topology=([\w:]+)")
 _HEAD = ("config", "slice", "mesh", "batch", "HBM a chip", "", "TFLOPs a chip", "HBM GB",
          "links GB", "step ms", "bound by", "images/s")  # fmt: skip
 

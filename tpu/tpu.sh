@@ -3,6 +3,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 patience=5 # looks at a slice of which a part is silent or has ended, before something is done
+look_seconds=${LOOK_SECONDS:-120} # until a call of gcloud that only looks is ended
+seconds=${CALL_SECONDS:-1800}     # and any other but fetch's
 
 usage() {
   cat <<'HELP'
@@ -30,12 +32,16 @@ Options, as --key=value or --key value:
   --runtime=IMAGE      create, watch: TPU VM image, where the default for the type is not it
   --source=S           setup, watch: a wheel, or git+URL@COMMIT with all 40 digits
   --constraints=FILE   setup, watch: versions of the dependencies, in pip's format
+  --copy=gs://B/P/F    setup, watch: has every worker copy this folder, of pictures or weights, to
+                       its disk; training finds it as copies/F. May be given more than once
   --workdir=gs://B/P   launch, watch, fetch: where runs and checkpoints live
   --to=FOLDER          fetch: default runs
   --tries=3            watch: failed trainings or requests that it stands, in all
   --poll=30            watch: seconds between looks
   --delete             watch: delete the slice when training is done or given up
   --dry-run            print the commands, ready to be pasted, and run none
+Environment: a call of gcloud is ended after CALL_SECONDS (1800), after LOOK_SECONDS (120) where it
+only looks; fetch takes what it takes.
 Exit codes: 0 done, 1 given up, 2 bad input; else that of the gcloud command that failed.
 HELP
 }
@@ -51,11 +57,43 @@ run() {
     "$@"
     return
   fi
+  [[ $1 != limited ]] || shift
   printf -v line ' %q' "$@"
   echo "${line# }"
 }
 
-tpus() { run gcloud compute tpus "$@" "${place[@]}" --quiet; }
+# Runs a command for $seconds at most; then ends it and all that it started: code 124. Without
+# `timeout`, which macOS lacks, and in this process group: ssh may ask the terminal for a passphrase.
+limited() (
+  "$@" &
+  called=$!
+  (
+    trap 'kill "$!"; exit 1' TERM
+    sleep "$seconds" &
+    wait "$!"
+    trap '' TERM
+    end "$called"
+  ) >/dev/null 2>&1 &
+  clock=$!
+  trap 'end "$called"; kill "$clock"; exit 130' INT TERM
+  code=0
+  wait "$called" || code=$?
+  kill "$clock" 2>/dev/null || true
+  if wait "$clock"; then
+    warn "${*:4:2} did not end within $seconds s"
+    code=124
+  fi
+  return "$code"
+)
+
+# Ends a process and all that it started.
+end() {
+  local child
+  for child in $(pgrep -P "$1"); do end "$child"; done
+  kill "$1" 2>/dev/null || true
+}
+
+tpus() { run limited gcloud compute tpus "$@" "${place[@]}" --quiet; }
 
 on_workers() {
   tpus tpu-vm ssh "$name" --worker=all --ssh-flag=-oConnectTimeout=20 \
@@ -78,6 +116,7 @@ setup() {
   [[ -z $constraints ]] || files+=("$constraints") what+=("${constraints##*/}")
   on_workers 'mkdir -p jaxgen-tpu' || return
   tpus tpu-vm scp "${files[@]}" "$name:jaxgen-tpu/" --worker=all || return
+  [[ -z ${copies[*]-} ]] || worker copy "${copies[@]}" || return
   worker setup "${what[@]}" || return
   look || { warn "$name: $answered of $hosts workers answer; run setup again" && return 1; }
   [[ $(versions) -eq 1 ]] || {
@@ -96,6 +135,7 @@ launch() {
 look() {
   # shellcheck disable=SC2016  # for the far end
   local line='bash jaxgen-tpu/worker.sh status 2>/dev/null || echo "@ $HOSTNAME new -"'
+  local seconds=$look_seconds
   if [[ -n $dry ]]; then
     [[ -n $hosts ]] || node 'networkEndpoints.len()'
     on_workers "$line"
@@ -117,11 +157,11 @@ versions() { cut -d ' ' -f 4 <<<"$workers" | sort -u | wc -l; }
 
 # Sets $answer to what a command prints, to MISSING, or to UNKNOWN with gcloud's words in $trouble.
 ask() {
-  local errors
+  local errors seconds=$look_seconds
   errors=$(mktemp)
   trouble=''
   if ! answer=$("$@" 2>"$errors"); then
-    trouble=$(grep -v '^ *$' "$errors" | tail -n 1) answer=UNKNOWN
+    trouble=$(grep -v '^ *$' "$errors" | tail -n 1) trouble=${trouble#jaxgen: } answer=UNKNOWN
     ! grep -q NOT_FOUND "$errors" || answer=MISSING
   fi
   rm -f "$errors"
@@ -181,6 +221,7 @@ lost() {
 
 # Does what the states of the workers, $now, call for. True when training is done.
 step() {
+  local own
   [[ $now == *running* || $(versions) -eq 1 ]] || now=' new '
   case $now in
   *' exit:2 '*)
@@ -198,8 +239,11 @@ step() {
       worker stop || true
     fi ;;
   *)
-    # a host that fails makes the others end with 75: then its own code counts
-    if [[ ${now//exit:75 /} == *exit:[1-9]* ]]; then
+    # a host that fails or is lost makes the others end with 75 or, outside a collective, has JAX
+    # abort them (134): then its own code counts
+    own=${now//exit:75 /}
+    [[ $now != *' lost '* && $now == "$own" ]] || own=${own//exit:134 /}
+    if [[ $own == *exit:[1-9]* ]]; then
       worker log >&2 || true
       failed "training ended with$now"
     else note "interrupted ($now); starting again"; fi
@@ -253,7 +297,7 @@ is NAME "$name" '^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$' \
   "after the command comes a name for the slice: small letters, digits and hyphens"
 shift 2
 
-zone='' project='' type='' spot=(--spot) runtime='' source='' constraints='' workdir='' to=runs
+zone='' project='' copy='' copies=() type='' spot=(--spot) runtime='' source='' constraints='' workdir='' to=runs
 tries=3 poll=30 delete_after='' skip=(--exclude='(.*/)?(checkpoints|\.compiled)/.*') dry='' training=()
 hosts='' workers='' answered=0 answer='' trouble='' request='' created='' launched=''
 while (($#)); do
@@ -264,15 +308,16 @@ while (($#)); do
   --delete) delete_after=1 ;;
   --checkpoints) skip=() ;;
   --dry-run) dry=1 ;;
-  --zone=* | --project=* | --type=* | --runtime=* | --source=* | --constraints=* | --workdir=* | \
-    --to=* | --tries=* | --poll=*) printf -v "${key#--}" '%s' "${1#*=}" ;;
-  --zone | --project | --type | --runtime | --source | --constraints | --workdir | --to | --tries | \
-    --poll)
+  --zone=* | --project=* | --type=* | --runtime=* | --source=* | --constraints=* | --copy=* | \
+    --workdir=* | --to=* | --tries=* | --poll=*) printf -v "${key#--}" '%s' "${1#*=}" ;;
+  --zone | --project | --type | --runtime | --source | --constraints | --copy | --workdir | --to | \
+    --tries | --poll)
     (($# > 1)) || fail "$key: its value is missing"
     printf -v "${key#--}" '%s' "$2"
     shift ;;
   *) fail "$1: no such option; tpu.sh help lists them (training's own come after --)" ;;
   esac
+  [[ $key != --copy ]] || copies+=("${copy%/}")
   shift
 done
 
@@ -284,6 +329,8 @@ if [[ $command != fetch ]]; then
   need zone "ZONE; gcloud compute tpus locations list shows them"
   is --zone "$zone" '^[a-z]+-[a-z]+[0-9]+-[a-z]$' "no zone; gcloud compute tpus locations list shows them"
 fi
+is LOOK_SECONDS "$look_seconds" '^[0-9]+$' "give seconds"
+is CALL_SECONDS "$seconds" '^[0-9]+$' "give seconds"
 is --tries "$tries" '^[0-9]+$' "give a count"
 is --poll "$poll" '^[0-9]+(\.[0-9]+)?$' "give seconds"
 
@@ -307,6 +354,11 @@ if [[ $command =~ ^(setup|watch)$ ]]; then
     is --source "$source" '\.whl$' "give a .whl file, or git+URL@COMMIT"
     [[ -f $source ]] || fail "--source $source: no such file; pip wheel --no-deps -w dist . makes one"
   fi
+  for copy in ${copies[@]+"${copies[@]}"}; do
+    is --copy "$copy" '^gs://[^/]+/.*[^/]$' "give gs://BUCKET/FOLDER; gcloud storage rsync puts a folder there"
+  done
+  twice=$(printf '%s\n' ${copies[@]+"${copies[@]##*/}"} | sort | uniq -d | head -n 1)
+  [[ -z $twice ]] || fail "--copy: two folders are called $twice; training could not tell them apart"
   [[ -z $constraints || -f $constraints ]] || fail "--constraints $constraints: no such file"
 fi
 if [[ $command =~ ^(launch|watch|fetch)$ ]]; then

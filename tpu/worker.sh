@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs on each TPU VM; tpu.sh copies it there and calls it.
 #
+#   worker.sh copy gs://B/FOLDER...       those folders of a bucket, as copies/FOLDER
 #   worker.sh setup SOURCE [CONSTRAINTS]  Python and jaxgen[tpu,gcs] into venv/ beside this file
 #   worker.sh launch WORKDIR OPTION...    starts training apart from this shell; no-op while it runs
 #   worker.sh status                      one line: @ HOST STATE VERSION LAST-LINE-OF-LOG
@@ -25,9 +26,24 @@ state() {
   else echo new; fi
 }
 
-setup() {
+# Before what may not happen while training runs, nor be half done and trained on.
+unready() {
   if running; then echo "jaxgen: training runs on $HOSTNAME; 'tpu.sh stop' first" >&2 && exit 2; fi
-  rm -f version launched ended wheel.sum
+  rm -f version
+}
+
+copy() { # done again, it copies only what is not there yet
+  unready
+  local folder
+  for folder; do
+    mkdir -p "copies/${folder##*/}"
+    gcloud storage rsync --recursive "$folder" "copies/${folder##*/}"
+  done
+}
+
+setup() {
+  unready
+  rm -f launched ended wheel.sum
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
   uv venv --quiet --allow-existing --python "$python_version" venv
@@ -97,10 +113,10 @@ stop() {
 
 last_line() { tail -c 500 log 2>/dev/null | tr '\r' '\n' | grep -v '^ *$' | tail -n 1 || true; }
 
-command=${1:?setup, launch, status, log or stop}
+command=${1:?copy, setup, launch, status, log or stop}
 shift
 case $command in
-setup | launch | supervise | stop) "$command" "$@" ;;
+copy | setup | launch | supervise | stop) "$command" "$@" ;;
 status) echo "@ $HOSTNAME $(state) $(cat version 2>/dev/null || echo -) $(last_line)" ;;
 log) echo "== $HOSTNAME" && tail -n 30 log ;;
 *) echo "jaxgen: worker.sh $command: no such command" >&2 && exit 2 ;;

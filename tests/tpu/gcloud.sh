@@ -3,13 +3,14 @@
 #
 #   calls           what it was called with: a line a call, words parted by \x1f
 #   errors          what the next calls print before they fail, a line each
+#   delays          what the next calls wait for first: a line `VERB SECONDS` each, in turn
 #   hosts, born     workers in a slice; slices so far
 #   plan/N/         the N-th slice (the last, for all that follow): states, what `queued-resources
 #                   describe` says in turn, the last line from then on; node, what `tpu-vm describe`
 #                   says; silent, the workers that do not answer
 #   lives/N/worker-I/   home of worker I of slice N, where commands sent by ssh really run
 #   exists          there where there is a slice
-#   bucket/         what workers copied to gs://
+#   bucket/         what is in gs://: what workers copied there, and what they copy from there
 set -euo pipefail
 cd "$CLOUD"
 
@@ -29,6 +30,11 @@ if [[ ${words[*]::2} == 'storage cp' ]]; then # from a worker, not from tpu.sh
   mkdir -p "bucket/$(dirname "${words[3]#gs://}")"
   cd "$OLDPWD" && cp "${words[2]}" "$CLOUD/bucket/${words[3]#gs://}" && exit
 fi
+if [[ ${words[*]::2} == 'storage rsync' && $OLDPWD == "$CLOUD"/lives/* ]]; then # likewise
+  from=bucket/${words[2]#gs://}
+  [[ -d $from ]] || complain "The following URLs matched no objects or files: ${words[2]}"
+  cp -r "$from/." "$OLDPWD/${words[3]}" && exit
+fi
 (IFS=$'\x1f' && echo "$*") >>calls
 if [[ -s errors ]]; then
   error=$(head -n 1 errors)
@@ -36,6 +42,10 @@ if [[ -s errors ]]; then
   complain "$error"
 fi
 [[ ${words[0]} == compute ]] || exit 0
+if read -r slow seconds 2>/dev/null <delays && [[ ${words[3]} == "$slow" ]]; then
+  sed -i 1d delays
+  sleep "$seconds"
+fi
 
 hosts=$(cat hosts)
 born=$(cat born)

@@ -21,6 +21,7 @@ import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 TPU = ROOT / "tpu"
@@ -158,14 +159,22 @@ def test_image_gets_all_that_the_wheel_is_made_of():
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_constraints_are_within_the_project_s_own():
-    pins = {}
-    for line in (TPU / "constraints.txt").read_text().splitlines():
-        if not line.startswith("#"):
-            name, _, version = line.partition("==")
-            pins[name] = version
+@pytest.mark.parametrize("name", ["Dockerfile", "README.md"])
+def test_run_outlives_its_container(name: str):
+    text = re.sub(r"\\\n#?", "", (TPU / name).read_text())
+    runs = re.findall(r"docker run .*--rm.*", text)
+    assert runs
+    assert all("--workdir=gs://" in run for run in runs)
+
+
+def test_constraints_pin_what_the_project_asks_for_within_its_own_bounds():
+    lines = (TPU / "constraints.txt").read_text().splitlines()
+    pins = {pin.name: pin for pin in map(Requirement, lines[1:])}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for wanted in map(Requirement, project["dependencies"]):
-        pin = pins.get(wanted.name.lower().replace("_", "-"))
-        assert pin is None or wanted.specifier.contains(pin), (wanted, pin)
-    assert pins["jax"] == pins["jaxlib"]
+    extras = project["optional-dependencies"]
+    for wanted in map(Requirement, [*project["dependencies"], *extras["gcs"]]):
+        pin = pins.get(canonicalize_name(wanted.name))
+        assert pin, f"{wanted.name} has no version in constraints.txt"
+        (exact,) = pin.specifier
+        assert wanted.specifier.contains(exact.version), (wanted, pin)
+    assert pins["jax"].specifier == pins["jaxlib"].specifier

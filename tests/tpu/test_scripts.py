@@ -1,6 +1,7 @@
 """tpu/tpu.sh and tpu/worker.sh against a stand-in cloud whose workers really run their commands."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "git+https://example.org/jaxgen@" + 40 * "a"
+PICTURES, WEIGHTS = "gs://b/my pictures", "gs://b/weights/sd21/"
 PLACE = ["--zone=us-west4-a", "--quiet"]
 
 # In place of uv: a "virtual environment" is the stand-in trainer below.
@@ -28,13 +30,15 @@ esac
 """
 
 # In place of python -m jaxgen.train: notes its words, then ends with the code that
-# codes-WORKER has on the line of this training's number; "wait" saves on SIGTERM.
+# codes-WORKER has on the line of this training's number; "wait" saves on SIGTERM, "lost" takes
+# its supervisor with it.
 TRAINER = """#!/bin/bash
 if [[ $1 == --version ]]; then echo Python 3.11.9; exit; fi
 printf '%s\\n' "$#" "$@" >>"$CLOUD/words-$HOSTNAME"
 echo >>"$CLOUD/count-$HOSTNAME"
 printf 'step 9\\rstep 10 of 10\\n'
 code=$(sed -n "$(wc -l <"$CLOUD/count-$HOSTNAME")p" "$CLOUD/codes-$HOSTNAME" 2>/dev/null)
+if [[ $code == lost ]]; then sleep 0.1; kill -KILL -- "-$(cat pid)"; fi
 [[ $code == wait ]] || exit "${code:-0}"
 trap 'kill $!; exit 75' TERM
 sleep 60 9>&- & # the lock of the supervisor is not its to hold
@@ -68,6 +72,10 @@ class Cloud:
         }
         (folder / "hosts").write_text(f"{hosts}\n")
         (folder / "born").write_text("0\n")
+        for name in (PICTURES, WEIGHTS):
+            own = folder / "bucket" / name.removeprefix("gs://")
+            own.mkdir(parents=True)
+            (own / "file").write_text(name)
         self.lives({})
 
     def lives(self, *lives: dict[str, Any]) -> None:
@@ -105,7 +113,7 @@ class Cloud:
         """A whole command line for one of tpu.sh's commands."""
         extra = {
             "create": ["--type=v5e-16"],
-            "setup": [f"--source={self.wheel}"],
+            "setup": [f"--source={self.wheel}", f"--copy={PICTURES}", "--copy", WEIGHTS],
             "launch": ["--workdir=gs://b/runs", *options, "--", "--config=add_64"],
             "fetch": ["--workdir=gs://b/runs", f"--to={self.folder / 'my runs'}"],
         }
@@ -166,6 +174,8 @@ def test_watch_takes_a_fresh_project_to_a_trained_model(cloud: Cloud):
         ]
         home = cloud.folder / f"lives/1/worker-{i}"
         install = (home / "uv").read_text().splitlines()[1]
+        assert (home / "jaxgen-tpu/copies/my pictures/file").read_text() == PICTURES
+        assert (home / "jaxgen-tpu/copies/sd21/file").read_text() == WEIGHTS
         assert install.endswith(f"jaxgen[tpu,gcs] @ file://{home}/jaxgen-tpu/{cloud.wheel.name}")
         (log,) = (cloud.folder / f"bucket/b/runs/worker-logs/worker-{i}").iterdir()
         assert "step 10 of 10" in log.read_text()
@@ -256,6 +266,7 @@ def test_lost_request_is_made_anew_and_goes_on(cloud: Cloud, lost: dict):
     assert cloud.did("create") == 2
     assert cloud.did("delete") == 1
     assert (cloud.folder / "lives/2/worker-1/jaxgen-tpu/version").exists()
+    assert (cloud.folder / "lives/2/worker-1/jaxgen-tpu/copies/sd21/file").exists()
     assert cloud.exists
 
 
@@ -285,10 +296,10 @@ def test_refused_input_stops_at_once(cloud: Cloud):
 
 
 def test_any_other_code_is_tried_as_often_as_said(cloud: Cloud):
-    cloud.codes("1", "137", "1", "0")
+    cloud.codes("1", "134", "1", "0")
     said = cloud.watch("--tries=2", code=1)
     assert cloud.trainings() == 3
-    assert "training ended with exit:137 ; trying again (2 of 2)" in said
+    assert "training ended with exit:134 ; trying again (2 of 2)" in said
     cloud.watch("--delete")
     assert cloud.trainings() == 4
     assert not cloud.exists
@@ -302,6 +313,15 @@ def test_code_of_the_host_that_failed_counts_not_that_of_those_that_missed_it(cl
         said.splitlines()[-1]
         == "jaxgen: training ended with exit:1 exit:75 ; given up after failure 2"
     )
+
+
+def test_abort_of_those_that_miss_a_lost_host_is_no_failure(cloud: Cloud):
+    cloud.codes("lost", "75", "lost", "0", worker=0)
+    cloud.codes("134", "134", "134", "0", worker=1)
+    said = cloud.watch("--tries=0")
+    assert cloud.trainings(0) == cloud.trainings(1) == 4
+    assert said.count("interrupted ( exit:134 lost )") == 2
+    assert said.count("interrupted ( exit:134 exit:75 )") == 1
 
 
 def test_workers_left_behind_are_ended_and_all_start_again(cloud: Cloud):
@@ -328,6 +348,13 @@ def test_workers_with_different_dependencies_do_not_train(cloud: Cloud):
     (cloud.folder / "freeze-worker-1").write_text("jax==0.10.1\nlibtpu==0.0.42\n")
     said = cloud.watch("--tries=1", code=1)
     assert "workers differ in code or dependencies" in said
+    assert cloud.trainings() == 0
+
+
+def test_no_training_without_the_pictures_that_it_is_to_have(cloud: Cloud):
+    shutil.rmtree(cloud.folder / "bucket/b/my pictures")
+    said = cloud.watch("--tries=1", code=1)
+    assert "matched no objects or files: gs://b/my pictures" in said
     assert cloud.trainings() == 0
 
 
@@ -371,6 +398,17 @@ def test_gcloud_that_never_worked_ends_the_watch_and_later_trouble_does_not(clou
         os.kill(int(pid), 15)
     assert watch.communicate()[1].count("interrupted") == 1
     assert watch.returncode == 0
+
+
+def test_calls_that_hang_are_ended_with_all_that_they_started_and_made_again(cloud: Cloud):
+    cloud.environment |= {"LOOK_SECONDS": "2", "CALL_SECONDS": "2"}
+    (cloud.folder / "delays").write_text("create 98765\ndescribe 98765\nscp 98765\n")
+    said = cloud.watch("--tries=3")
+    assert "jaxgen: queued-resources create did not end within 2 s" in said
+    assert "gcloud: queued-resources describe did not end within 2 s" in said
+    assert "jaxgen: tpu-vm scp did not end within 2 s" in said
+    assert "all done" in said
+    assert subprocess.run(["pgrep", "-f", "sleep 98765"]).returncode == 1
 
 
 # A shell started with Ctrl-C ignored, as jobs in the background are, cannot be taught to hear it.
@@ -432,6 +470,14 @@ def test_nothing_to_delete(cloud: Cloud):
             f"setup box --zone=us-west4-a --source={COMMIT} --constraints=no.txt",
             "no.txt: no such file",
         ),
+        (
+            f"setup box --zone=us-west4-a --source={COMMIT} --copy=pictures",
+            "--copy pictures: give gs://BUCKET/FOLDER; gcloud storage rsync",
+        ),
+        (
+            f"setup box --zone=us-west4-a --source={COMMIT} --copy=gs://a/x --copy=gs://b/x",
+            "--copy: two folders are called x",
+        ),
         ("launch box --zone=us-west4-a -- --config=add", "launch needs --workdir=gs://"),
         (
             "launch box --zone=us-west4-a --workdir=runs -- --config=add",
@@ -456,6 +502,29 @@ def test_bad_input_is_one_line_that_names_it(tmp_path: Path, words: str, named: 
     assert done.stdout == ""
     assert named in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_readme_s_lines_are_taken(cloud: Cloud):
+    (cloud.folder / "dist").mkdir()
+    shutil.copy(cloud.wheel, cloud.folder / "dist")
+    (cloud.folder / "tpu").symlink_to(ROOT / "tpu")
+    text = (ROOT / "tpu/README.md").read_text().replace("BUCKET", "bucket")
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("tpu/tpu.sh ")]
+    printed = {}
+    for line in lines:
+        command, _, training = line.partition(" -- ")
+        done = subprocess.run(
+            ["bash", *shlex.split(command), "--dry-run", *(["--", training] if training else [])],
+            cwd=cloud.folder,
+            env=cloud.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        printed[training] = done.stdout
+    (sd21,) = (training for training in printed if "--config=add_sd21" in training)
+    for copied in re.findall(r"copies/(\w+)", sd21):
+        assert f"gs://bucket/{copied}" in printed[sd21]
 
 
 def test_scripts_are_clean():
