@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 import jaxgen
 from jaxgen.config import Hosts
 from jaxgen.data.source import digest
-from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, UserError, trouble, unusable
+from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, UserError, mendable
 
 AUTO = "auto"
 _LOST = (
@@ -125,14 +125,12 @@ def together() -> Iterator[None]:
     except Exception as error:  # whatever it is, JAX would make the process wait for the others
         if jax.process_count() == 1:
             raise
-        if reason := trouble(error):
-            error = unusable(error, f"a bucket cannot be used ({reason})")
-        if isinstance(error, UserError):
-            leave(error.code, " ".join(str(error).split()))
-        if not any(word in str(error).lower() for word in _LOST):
+        if told := mendable(error):
+            leave(told.code, " ".join(str(told).split()))
+        reason = _loss(error)
+        if not reason:
             traceback.print_exc()
             leave(EXIT_FAULT, f"process {jax.process_index()} ends by a fault of its own")
-        reason = str(error).strip().splitlines()[0][:160]
         leave(
             EXIT_AGAIN,
             f"process {jax.process_index()} has lost contact with another ({reason}); start all "
@@ -155,6 +153,16 @@ def leave_after(seconds: float, code: int, line: str) -> None:
     clock = threading.Timer(seconds, leave, (code, line))
     clock.daemon = True
     clock.start()
+
+
+def _loss(error: BaseException | None) -> str:
+    """What JAX says, itself or as another error's cause, of a process lost; else empty."""
+    while error is not None:
+        told = str(error).strip()
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(w in told.lower() for w in _LOST):
+            return told.splitlines()[0][:160]
+        error = error.__cause__
+    return ""
 
 
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end

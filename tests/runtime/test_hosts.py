@@ -1,5 +1,6 @@
 """Two real processes as one run: the same losses, a common end, and either count goes on."""
 
+import errno
 import json
 import os
 import signal
@@ -9,9 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+from jaxgen.errors import UserError
+from jaxgen.runtime import hosts
 
 CONFIG = """
 from jaxgen.config import Data, Optimizer, Train
@@ -74,9 +79,9 @@ def two(folder: Path, name: str, second: tuple[str, ...] = ()) -> tuple[Process,
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    hosts = (f"--hosts.coordinator=localhost:{port}", "--hosts.count=2", "--hosts.heartbeat=20")
+    options = (f"--hosts.coordinator=localhost:{port}", "--hosts.count=2", "--hosts.heartbeat=20")
     return tuple(  # pyright: ignore[reportReturnType]
-        Process(folder, name, *hosts, f"--hosts.index={n}", *more, core=cores[n % len(cores)])
+        Process(folder, name, *options, f"--hosts.index={n}", *more, core=cores[n % len(cores)])
         for n, more in enumerate(((), second))
     )
 
@@ -152,6 +157,45 @@ def test_processes_that_differ_are_refused_by_the_field(folder: Path) -> None:
             "jaxgen: the processes differ in seed: 0 in process 0, 1 in process 1" in process.said
         )
     assert not (folder / "runs/unlike").exists()
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+CLOSED = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (CLOSED, 75, "has lost contact with another (UNKNOWN: Gloo all-reduce failed: Connection"),
+        (caused(RuntimeError("not saved"), CLOSED), 75, "has lost contact with another (UNKNOWN"),
+        (ValueError("no picture called connection.png"), 1, "process 1 ends by a fault of its own"),
+        (jax.errors.JaxRuntimeError("INTERNAL: no such kernel"), 1, "a fault of its own"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.npy"), 2, "No space left on device:"),
+        (UserError("no words;\n give some"), 2, "no words; give some"),
+    ],
+)
+def test_one_of_several_that_fails_ends_by_the_code_of_its_fault(
+    error: Exception,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Launchers start again on 75 for as long as it takes."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended, hosts.together():
+        raise error
+    assert ended.value.code == code
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1].startswith("jaxgen: ")
+    assert words in told[-1]
+    assert (len(told) == 1) == (code != 1), "a traceback is for faults of the program"
 
 
 def test_a_coordinator_that_is_not_there_is_one_line(folder: Path) -> None:
