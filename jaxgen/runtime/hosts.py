@@ -10,11 +10,9 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +27,7 @@ import jaxgen
 from jaxgen.config import Hosts
 from jaxgen.data.source import digest
 from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, UserError, mendable
+from jaxgen.runtime import arrivals
 
 AUTO = "auto"
 _LOST = (
@@ -47,8 +46,8 @@ def join(config: Hosts) -> None:
 
     By the coordinator that the config names; on a Cloud TPU host, or with the coordinator `auto`,
     by what the cluster says of itself; else the process stays alone. The others print nothing: what
-    the run has to say, the first process says. Raises UserError where the coordinator cannot be
-    reached within `config.wait` seconds.
+    the run has to say, the first process says. Raises UserError where they have not all come within
+    `config.wait` seconds, or the coordinator's port is in use.
     """
     if not config.coordinator and not _on_cloud_tpu():
         return
@@ -59,8 +58,7 @@ def join(config: Hosts) -> None:
             "num_processes": config.count,
             "process_id": config.index,
         }
-        if config.index:
-            _await(config)  # JAX aborts where nobody answers
+        arrivals.meet(config)
     _announce_end(f"process {config.index}" if known else "a process")
     try:
         jax.distributed.initialize(
@@ -69,7 +67,7 @@ def join(config: Hosts) -> None:
             heartbeat_timeout_seconds=config.heartbeat,
         )
     except (RuntimeError, ValueError) as error:
-        raise _unreached(config, str(error).strip().splitlines()[0][:160]) from None
+        raise arrivals.unreached(config, str(error).strip().splitlines()[0][:160]) from None
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
 
@@ -187,26 +185,6 @@ def _goodbye() -> None:
     while _ENDS:
         os.write(_ENDS[-1], b"\n")
         os.close(_ENDS.pop())
-
-
-def _await(config: Hosts) -> None:
-    host, _, port = config.coordinator.rpartition(":")
-    give_up = time.monotonic() + config.wait
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=config.wait).close()
-            return
-        except OSError as error:
-            if time.monotonic() > give_up:
-                raise _unreached(config, error.strerror or str(error)) from None
-            time.sleep(0.2)
-
-
-def _unreached(config: Hosts, reason: str) -> UserError:
-    return UserError(
-        f"the coordinator {config.coordinator or AUTO} was not reached within {config.wait} s "
-        f"({reason}); start one process on every host, with --hosts.index 0 on that one"
-    )
 
 
 def _gathered(text: str) -> list[str]:
