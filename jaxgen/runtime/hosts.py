@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -161,6 +162,42 @@ def _loss(error: BaseException | None) -> str:
             return told.splitlines()[0][:160]
         error = error.__cause__
     return ""
+
+
+@contextlib.contextmanager
+def told_to_go() -> Iterator[None]:
+    """SIGTERM ends the process at once with EXIT_AGAIN, but where another handler is in force.
+
+    Such as the training loop's, which saves. A thread sees to it, since the main one may be in the
+    compiler for minutes, which no handler interrupts. Several processes that have joined are told
+    by JAX instead, and stop together when the loop has done its next step.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.signal(signal.SIGTERM, _noted), signal.set_wakeup_fd(write)
+    threading.Thread(target=_heed, args=(read,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.set_wakeup_fd(before[1])
+        os.close(write)
+
+
+def go(*_: Any) -> None:
+    """Leaves at once because the process was told to; fit for a signal's handler."""
+    leave(EXIT_AGAIN, "told to go; the same command goes on from what is saved")
+
+
+def _noted(*_: Any) -> None:
+    """The thread acts on it."""
+
+
+def _heed(signals: int) -> None:
+    with open(signals, "rb", buffering=0) as stream:
+        while number := stream.read(1):
+            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _noted:
+                go()
 
 
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end

@@ -42,6 +42,17 @@ train.main()
 """
 
 
+PREPARING = """
+import ctypes
+from jaxgen import train
+def open_source(*_):
+    print("now", flush=True)
+    ctypes.CDLL(None).system(b"cat")  # no handler of Python's runs until it ends
+train.open_source = open_source
+train.main()
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hosts")
@@ -229,3 +240,24 @@ def test_the_others_not_there_are_one_line(index: int, line: str, folder: Path) 
     assert one.end() == 2, one.said[-3000:]
     (told,) = one.said.splitlines()
     assert told.startswith(f"jaxgen: {line.format(port=port)}")
+
+
+def test_one_told_to_go_while_it_prepares_its_data_ends_to_be_started_again(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PREPARING, "--config=config.py", "--name=early"],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert any(line.startswith("now") for line in process.stdout), "it got so far"
+    process.terminate()
+    try:
+        assert process.wait(HANGS) == 75
+    finally:
+        process.kill()
+        _, said = process.communicate()
+    assert "jaxgen: told to go; the same command goes on from what is saved" in said.splitlines()
+    assert not (folder / "runs/early").exists()
