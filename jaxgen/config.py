@@ -119,7 +119,7 @@ class Hosts:
     index: int = 0
     """Which one this is, from 0."""
     wait: int = 300
-    """Seconds to wait for the coordinator."""
+    """Seconds to wait for the other processes at the start."""
     heartbeat: int = 100
     """Seconds of silence after which a process counts as lost."""
 
