@@ -119,7 +119,7 @@ class Hosts:
     index: int = 0
     """Which one this is, from 0."""
     wait: int = 300
-    """Seconds to wait for the coordinator."""
+    """Seconds to wait for the other processes at the start."""
     heartbeat: int = 100
     """Seconds of silence after which a process counts as lost."""
 
@@ -229,6 +229,11 @@ class Experiment:
             )
         if not re.fullmatch(r"(auto|.+:\d{1,5})?", hosts.coordinator):
             raise UserError(f"--hosts.coordinator {hosts.coordinator!r}: give HOST:PORT, or auto")
+        if hosts.count > 1 and not hosts.coordinator:
+            raise UserError(
+                f"--hosts.count {hosts.count} needs --hosts.coordinator: HOST:PORT of the first "
+                "process, the same for all, or auto"
+            )
         for field in ("wait", "heartbeat"):
             if getattr(hosts, field) < 1:
                 raise UserError(f"--hosts.{field} is {getattr(hosts, field)}; give seconds above 0")

@@ -41,17 +41,25 @@ def reported() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        _end(str(error), error.code)
     except KeyboardInterrupt:
         _end("interrupted", EXIT_INTERRUPTED)
     except Exception as error:
-        if reason := trouble(error):
-            told = unusable(error, f"a bucket cannot be used ({reason})")
-            _end(str(told), told.code)
-        if not isinstance(error, OSError) or error.errno not in _MACHINE_FAULTS:
+        told = mendable(error)
+        if told is None:
             raise
-        _end(f"{error.strerror}: {error.filename or 'a file of the run'}; mend that and run again")
+        _end(str(told), told.code)
+
+
+def mendable(error: Exception) -> UserError | None:
+    """What to tell the user, the error itself where it is a `UserError`; None of a fault."""
+    if isinstance(error, UserError):
+        return error
+    if reason := trouble(error):
+        return unusable(error, f"a bucket cannot be used ({reason})")
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
+        place = error.filename or "a file of the run"
+        return UserError(f"{error.strerror}: {place}; mend that and run again")
+    return None
 
 
 def trouble(error: BaseException) -> str:

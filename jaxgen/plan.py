@@ -56,11 +56,10 @@ def main() -> None:
         _print_head(config, place, mesh)
         step = train_step(config, place, mesh)
         _print_step(config, place, mesh, step)
-        if step.fits(place):
-            _print_sampler(config, place, mesh)
+        fits = step.fits(place) and _print_sampler(config, place, mesh)
         if search:
             _search(config, place, devices, step)
-        elif not step.fits(place):
+        elif not fits:
             sys.exit(1)
 
 
@@ -214,9 +213,9 @@ def _print_head(config: Experiment, place: Slice, mesh: jax.sharding.Mesh) -> No
         f"plan of {config.name} ({methods.name(config)}) for {place.name}, {mesh.size} chip(s) as "
         f"data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}: batch {batch}, "
         f"{batch // mesh.size} a chip\n"
-        f"assumed, as published: a chip does {chip.flops / 1e12:.0f} bf16 TFLOP/s and has "
-        f"{chip.capacity / 1e9:.0f} GB of HBM at {chip.bandwidth / 1e9:.0f} GB/s; a link carries "
-        f"{chip.link / 1e9:.0f} GB/s each way",
+        f"assumed, as published: a chip does {chip.flops / 1e12:.0f} bf16 TFLOP/s and reads "
+        f"{chip.bandwidth / 1e9:.0f} GB/s from HBM; a link carries {chip.link / 1e9:.0f} GB/s each "
+        f"way; the compiler hands out {_size(chip.usable)} of HBM a chip",
         flush=True,
     )
 
@@ -276,19 +275,25 @@ def _print_costs(found: Costs, images: int, unit: str) -> None:
     )
 
 
-def _print_sampler(config: Experiment, place: Slice, mesh: jax.sharding.Mesh) -> None:
+def _print_sampler(config: Experiment, place: Slice, mesh: jax.sharding.Mesh) -> bool:
+    """And whether it fits, as it must: a run draws its last grid whatever --train.sample-every."""
     found = sampler(config, place, mesh)
     if found is None:
         print("\nno sampler: the method draws nothing")
-        return
+        return True
     title, count, beside, made = found
     print(f"\nsampler of the grids ({title}, {count} images at once), compiled in "
           f"{made.compile_seconds:.0f} s; of each chip")  # fmt: skip
-    if made.memory is None or made.costs is None:
-        print(f"  DOES NOT FIT: {made.refusal}; --train.sample-every 0 does without it")
-        return
-    _print_memory(made.memory, place, beside)
-    _print_costs(made.costs, count, "run")
+    if made.memory is None:
+        print(f"  DOES NOT FIT: {made.refusal}")
+    else:
+        _print_memory(made.memory, place, beside)
+    fits = made.fits(place, beside)
+    if not fits:
+        print("  to make it fit: fewer captions in --shown; a larger slice")
+    if made.costs is not None:
+        _print_costs(made.costs, count, "run")
+    return fits
 
 
 def _search(config: Experiment, place: Slice, devices: Sequence[Any], step: Compiled) -> None:

@@ -35,7 +35,7 @@ TIMED = 3  # runs behind each time in the table
 
 
 def main() -> None:
-    with reported():
+    with reported(), hosts.told_to_go():
         config = cli.configured(sys.argv[1:], prog="python -m jaxgen.train")
         began = time.monotonic()
         plan = stages.plan(config)

@@ -72,6 +72,7 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--train.steps=10", "--train.accumulate=4"], ["10 is not a multiple", "accumulate 4"]),
         (["--hosts.count=2", "--hosts.index=2"], ["--hosts.index is 2", "0 to 1"]),
         (["--hosts.coordinator=here"], ["--hosts.coordinator 'here'", "HOST:PORT"]),
+        (["--hosts.count=2", "--hosts.index=1"], ["--hosts.count 2 needs --hosts.coordinator"]),
         (["--hosts.wait=0"], ["--hosts.wait is 0"]),
         (["--sampler-steps", "0"], ["0", "1 to 1000"]),
         (["--sampler-steps", "1001"], ["1001", "1 to 1000"]),

@@ -1,9 +1,11 @@
 """Plans: what the TPU compiler says of a config, and that no config claims what is not so."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from jaxgen import methods, plan
 from jaxgen.config import Mesh
 from jaxgen.plan import Compiled
 from jaxgen.runtime import topologies
-from jaxgen.runtime.costs import Memory
+from jaxgen.runtime.costs import Costs, Exchange, Memory
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -108,6 +110,49 @@ def test_the_search_ends_at_the_largest_batch_that_fits(
     found = plan.largest_batch(config, place, devices, first, lambda *_: None)
     assert found == expected
     assert len(set(tried)) == len(tried)
+
+
+def made(used: float) -> Compiled:
+    """A program that takes so many GiB of a chip, or is refused for them."""
+    if used > 15.75:
+        return Compiled(None, None, 1.0, f"Used {used}G of 15.75G hbm.")
+    costs = Costs(10**12, 10**9, (Exchange("all-reduce", 4, 1, 10**6, 1e-3),), 0.02, 0.01, 0)
+    return Compiled(Memory({"parameters": int(used * 2**30)}, 0, 0, 0, 0), costs, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "sampler", "beside", "code", "words"),
+    [
+        (1, 2, 1, 0, ["3.00 GiB of 15.75 GiB: fits (19 %)", "15238 to 16000 images/s"]),
+        (17, 1, 0, 1, ["DOES NOT FIT: Used 17G of 15.75G hbm.", "or --search", "optimiser state"]),
+        (1, 20, 0, 1, ["DOES NOT FIT: Used 20G of", "fit: fewer captions in --shown"]),
+        (1, 9, 8, 1, ["17.00 GiB of 15.75 GiB: DOES NOT FIT (108 %)", "fewer captions in --shown"]),
+    ],
+)
+def test_the_exit_code_says_whether_the_step_and_the_last_grid_fit(
+    step: float,
+    sampler: float,
+    beside: int,
+    code: int,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Of programs that are not compiled here, with their sizes in GiB."""
+    monkeypatch.setattr(topologies, "devices", lambda place: jax.devices()[:4])
+    monkeypatch.setattr(plan, "train_step", lambda *_: made(step))
+    drawn = ("student", 12, beside * 2**30, made(sampler))
+    monkeypatch.setattr(plan, "sampler", lambda *_: drawn)
+    options = ["--config=dit", "--topology=v5e:2x2", "--train.sample-every=0", "--mesh.data=-1"]
+    monkeypatch.setattr(sys, "argv", ["plan", *options, "--train.batch=320"])
+    with contextlib.nullcontext() if code == 0 else pytest.raises(SystemExit) as stop:
+        plan.main()
+    assert (stop.value.code if stop else 0) == code
+    out = capsys.readouterr().out
+    assert "the compiler hands out 15.75 GiB of HBM a chip" in out
+    for each in words:
+        assert each in out
+    assert ("sampler of the grids" in out) == (step < 16)
 
 
 def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> None:

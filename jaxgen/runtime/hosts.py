@@ -10,11 +10,10 @@ import contextlib
 import importlib.util
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,8 @@ from jax.experimental import multihost_utils
 import jaxgen
 from jaxgen.config import Hosts
 from jaxgen.data.source import digest
-from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, UserError, trouble, unusable
+from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, UserError, mendable
+from jaxgen.runtime import arrivals
 
 AUTO = "auto"
 _LOST = (
@@ -47,8 +47,8 @@ def join(config: Hosts) -> None:
 
     By the coordinator that the config names; on a Cloud TPU host, or with the coordinator `auto`,
     by what the cluster says of itself; else the process stays alone. The others print nothing: what
-    the run has to say, the first process says. Raises UserError where the coordinator cannot be
-    reached within `config.wait` seconds.
+    the run has to say, the first process says. Raises UserError where they have not all come within
+    `config.wait` seconds, or the coordinator's port is in use.
     """
     if not config.coordinator and not _on_cloud_tpu():
         return
@@ -59,8 +59,7 @@ def join(config: Hosts) -> None:
             "num_processes": config.count,
             "process_id": config.index,
         }
-        if config.index:
-            _await(config)  # JAX aborts where nobody answers
+        arrivals.meet(config)
     _announce_end(f"process {config.index}" if known else "a process")
     try:
         jax.distributed.initialize(
@@ -69,7 +68,7 @@ def join(config: Hosts) -> None:
             heartbeat_timeout_seconds=config.heartbeat,
         )
     except (RuntimeError, ValueError) as error:
-        raise _unreached(config, str(error).strip().splitlines()[0][:160]) from None
+        raise arrivals.unreached(config, str(error).strip().splitlines()[0][:160]) from None
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
 
@@ -125,14 +124,12 @@ def together() -> Iterator[None]:
     except Exception as error:  # whatever it is, JAX would make the process wait for the others
         if jax.process_count() == 1:
             raise
-        if reason := trouble(error):
-            error = unusable(error, f"a bucket cannot be used ({reason})")
-        if isinstance(error, UserError):
-            leave(error.code, " ".join(str(error).split()))
-        if not any(word in str(error).lower() for word in _LOST):
+        if told := mendable(error):
+            leave(told.code, " ".join(str(told).split()))
+        reason = _loss(error)
+        if not reason:
             traceback.print_exc()
             leave(EXIT_FAULT, f"process {jax.process_index()} ends by a fault of its own")
-        reason = str(error).strip().splitlines()[0][:160]
         leave(
             EXIT_AGAIN,
             f"process {jax.process_index()} has lost contact with another ({reason}); start all "
@@ -157,6 +154,52 @@ def leave_after(seconds: float, code: int, line: str) -> None:
     clock.start()
 
 
+def _loss(error: BaseException | None) -> str:
+    """What JAX says, itself or as another error's cause, of a process lost; else empty."""
+    while error is not None:
+        told = str(error).strip()
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(w in told.lower() for w in _LOST):
+            return told.splitlines()[0][:160]
+        error = error.__cause__
+    return ""
+
+
+@contextlib.contextmanager
+def told_to_go() -> Iterator[None]:
+    """SIGTERM ends the process at once with EXIT_AGAIN, but where another handler is in force.
+
+    Such as the training loop's, which saves. A thread sees to it, since the main one may be in the
+    compiler for minutes, which no handler interrupts. Several processes that have joined are told
+    by JAX instead, and stop together when the loop has done its next step.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.signal(signal.SIGTERM, _noted), signal.set_wakeup_fd(write)
+    threading.Thread(target=_heed, args=(read,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.set_wakeup_fd(before[1])
+        os.close(write)
+
+
+def go(*_: Any) -> None:
+    """Leaves at once because the process was told to; fit for a signal's handler."""
+    leave(EXIT_AGAIN, "told to go; the same command goes on from what is saved")
+
+
+def _noted(*_: Any) -> None:
+    """The thread acts on it."""
+
+
+def _heed(signals: int) -> None:
+    with open(signals, "rb", buffering=0) as stream:
+        while number := stream.read(1):
+            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _noted:
+                go()
+
+
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end
 
 
@@ -179,26 +222,6 @@ def _goodbye() -> None:
     while _ENDS:
         os.write(_ENDS[-1], b"\n")
         os.close(_ENDS.pop())
-
-
-def _await(config: Hosts) -> None:
-    host, _, port = config.coordinator.rpartition(":")
-    give_up = time.monotonic() + config.wait
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=config.wait).close()
-            return
-        except OSError as error:
-            if time.monotonic() > give_up:
-                raise _unreached(config, error.strerror or str(error)) from None
-            time.sleep(0.2)
-
-
-def _unreached(config: Hosts, reason: str) -> UserError:
-    return UserError(
-        f"the coordinator {config.coordinator or AUTO} was not reached within {config.wait} s "
-        f"({reason}); start one process on every host, with --hosts.index 0 on that one"
-    )
 
 
 def _gathered(text: str) -> list[str]:

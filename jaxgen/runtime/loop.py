@@ -117,6 +117,9 @@ def fit(
                 paused = time.monotonic()
                 sample(state, done, log)
                 clock += time.monotonic() - paused
+    if stop.code and jax.process_count() == 1:
+        checkpoints.close()
+        raise Interrupted(done, stop.code)
     return state
 
 
@@ -188,7 +191,8 @@ def _stop_flag(folder: Path) -> Iterator[_Stop]:
 
     def ask(number: Any, frame: Any) -> None:
         stop.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
-        signal.signal(number, before[number])
+        # The handler before may be one that a thread looks for, as it then would at this signal.
+        signal.signal(number, before[number] if number == signal.SIGINT else hosts.go)
         _limit(folder, stop.code)
         if several:
             os.kill(os.getpid(), signal.SIGTERM)

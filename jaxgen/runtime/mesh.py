@@ -59,6 +59,12 @@ def make(config: MeshConfig, batch: int, devices: Sequence[Any] | None = None) -
         data = max(1, count // fsdp)
     if data * fsdp > count:
         raise UserError(f"a mesh of {data} x {fsdp} needs {data * fsdp} devices; there are {count}")
+    if devices is None and jax.process_count() > 1 and data * fsdp < count:
+        raise UserError(
+            f"a mesh of {data} x {fsdp} leaves {count - data * fsdp} of the {count} devices of "
+            f"{jax.process_count()} processes idle; give --mesh.data and --mesh.fsdp whose product "
+            f"is {count}"
+        )
     if batch % (data * fsdp):
         raise UserError(f"--train.batch {batch} does not divide over {data} x {fsdp} devices")
     _parsed(config.rules)

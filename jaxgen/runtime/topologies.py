@@ -1,10 +1,11 @@
 """TPU slices that need not be there: what their chips can do, and devices to compile for.
 
 Peaks are those that Google publishes for one chip, as read in its documentation in 2026
-(docs.cloud.google.com/tpu/docs/v5e, …/v5p, …/v6e): bf16 FLOP/s, HBM capacity and bandwidth, and the
+(docs.cloud.google.com/tpu/docs/v5e, …/v5p, …/v6e): bf16 FLOP/s, HBM bandwidth, and the
 bidirectional inter-chip bandwidth of 400, 1200 and 800 GB/s, which divides into one way of each of
-4, 6 and 4 links. v4 is left out: without a TPU its compiler sees a chip as two devices, which
-JAX on a v4 slice does not.
+4, 6 and 4 links. HBM is what the TPU compiler says it hands out, when it refuses a program that
+needs more. v4 is left out: without a TPU its compiler sees a chip as two devices, which JAX on a v4
+slice does not.
 """
 
 import contextlib
@@ -29,10 +30,8 @@ class Chip:
 
     flops: float
     """bf16 FLOP/s of the matrix units."""
-    capacity: float
-    """Bytes of HBM."""
     usable: float
-    """Of these, what the compiler hands out."""
+    """Bytes of HBM, as far as the compiler hands them out."""
     bandwidth: float
     """Bytes/s of HBM."""
     link: float
@@ -46,9 +45,9 @@ class Chip:
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 CHIPS = {
-    "v5e": Chip(197e12, 16e9, 15.75 * 2**30, 819e9, 50e9, 16, _FLAT),
-    "v5p": Chip(459e12, 95e9, 95.74 * 2**30, 2765e9, 100e9, 4, _CUBES),
-    "v6e": Chip(918e12, 32e9, 31.25 * 2**30, 1638e9, 100e9, 16, _FLAT),
+    "v5e": Chip(197e12, 15.75 * 2**30, 819e9, 50e9, 16, _FLAT),
+    "v5p": Chip(459e12, 95.74 * 2**30, 2765e9, 100e9, 4, _CUBES),
+    "v6e": Chip(918e12, 31.25 * 2**30, 1638e9, 100e9, 16, _FLAT),
 }
 
 

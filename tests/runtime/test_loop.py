@@ -17,7 +17,7 @@ import pytest
 
 from jaxgen.config import Mesh
 from jaxgen.errors import UserError
-from jaxgen.runtime import loop
+from jaxgen.runtime import hosts, loop
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime.checkpoints import Checkpoints
@@ -100,11 +100,36 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(
         if step == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(loop.Interrupted, match="after step 9") as stopped:
+    told = pytest.raises(loop.Interrupted, match="after step 9")
+    with hosts.told_to_go(), told as stopped:  # which else would end the process at once
         fit(tmp_path / "cut", 23, every=100, sample=stop)
     assert stopped.value.code == 75, "launchers start it again"
     same(fit(tmp_path / "cut", 23), whole)
     assert "going on from the checkpoint of step 9" in capsys.readouterr().out
+
+
+def test_a_run_told_to_go_twice_goes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stop(state: State, step: int, log: Any) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, 23, sample=stop)
+    assert stopped.value.code == 75
+    assert "jaxgen: told to go" in capsys.readouterr().err
+
+
+def test_a_run_told_to_go_while_it_saves_its_last_step_does_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grids and grades that follow may take minutes."""
+    monkeypatch.setattr(logs.MetricsLog, "save", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(loop.Interrupted, match="after step 3") as stopped:
+        fit(tmp_path, 3)
+    assert stopped.value.code == 75
 
 
 def test_a_checkpoint_killed_while_it_was_being_deleted_is_no_news(

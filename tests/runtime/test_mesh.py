@@ -46,6 +46,16 @@ def test_a_mesh_that_cannot_be_is_one_line(mesh: Mesh, batch: int, words: str) -
         meshes.make(mesh, batch)
 
 
+def test_several_processes_have_no_smaller_mesh_than_their_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process none of whose devices is in the mesh would have no part in anything."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert meshes.make(Mesh(data=2, fsdp=-1), 16).size == 8
+    with pytest.raises(UserError, match=r"2 x 3 leaves 2 of the 8 devices .* is 8"):
+        meshes.make(Mesh(data=-1, fsdp=3), 12)
+
+
 def test_rules_are_exceptions_by_path() -> None:
     mesh = meshes.make(Mesh(data=2, fsdp=4), 8)
     array = jax.ShapeDtypeStruct((512, 1024), np.float32)

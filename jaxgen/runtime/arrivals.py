@@ -1,0 +1,111 @@
+"""Whether all processes of a run have come, before JAX is asked to bring them together.
+
+JAX aborts a process, with a stack trace, where another one never comes. So the first one listens at
+the coordinator's address until all have told it their numbers, and then leaves it to JAX.
+"""
+
+import contextlib
+import errno
+import socket
+import time
+
+from jaxgen.config import Hosts
+from jaxgen.errors import UserError
+
+_ALL_HERE = b"all here\n"
+_PAUSE = 0.2  # seconds between tries
+
+
+def meet(config: Hosts) -> None:
+    """Returns in every process once all `config.count` have come.
+
+    Raises UserError in those that have come where that takes longer than `config.wait` seconds,
+    and in the first where the coordinator's port is in use.
+    """
+    give_up = time.monotonic() + config.wait
+    if config.index == 0:
+        _gather(config, give_up)
+        return
+    reason = ""
+    while (left := give_up - time.monotonic()) > 0:
+        try:
+            reason = _told(config, left)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if not reason:
+            return
+        time.sleep(_PAUSE)
+    raise unreached(config, reason)
+
+
+def unreached(config: Hosts, reason: str) -> UserError:
+    """The coordinator did not bring the processes together in time."""
+    return UserError(
+        f"the coordinator {config.coordinator or 'auto'} was not reached within {config.wait} s "
+        f"({reason}); start one process on every host, with --hosts.index 0 on that one"
+    )
+
+
+def _address(config: Hosts) -> tuple[str, int]:
+    host, _, port = config.coordinator.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _told(config: Hosts, seconds: float) -> str:
+    """Tells the first process that this one is here; empty if it says that all are, or why not."""
+    with socket.create_connection(_address(config), timeout=seconds) as line:
+        line.sendall(f"{config.index}\n".encode())
+        try:
+            answer = line.makefile("rb").readline(len(_ALL_HERE))
+        except TimeoutError:
+            return "it waits for others"
+    return "" if answer == _ALL_HERE else "it hung up"
+
+
+def _gather(config: Hosts, give_up: float) -> None:
+    came: dict[int, socket.socket] = {}
+    with contextlib.ExitStack() as lines, _listening(config) as door:
+        while len(came) < config.count - 1:
+            door.settimeout(max(0.01, give_up - time.monotonic()))
+            try:
+                line = lines.enter_context(door.accept()[0])
+                line.settimeout(max(0.01, min(5.0, give_up - time.monotonic())))
+                number = int(line.makefile("rb").readline(16))
+                if 0 < number < config.count:
+                    came[number] = line
+            except (OSError, ValueError):  # too late, or somebody else who knocks
+                if time.monotonic() >= give_up:
+                    raise _missing(config, came) from None
+        for line in came.values():
+            with contextlib.suppress(OSError):  # one that has gone since: JAX will miss it
+                line.sendall(_ALL_HERE)
+        for line in came.values():
+            with contextlib.suppress(OSError):
+                line.recv(1)  # who hangs up first keeps the port for a while
+
+
+def _listening(config: Hosts) -> socket.socket:
+    """The port that JAX will take, on all of this host's addresses."""
+    dual = socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            ("", _address(config)[1]),
+            family=socket.AF_INET6 if dual else socket.AF_INET,
+            dualstack_ipv6=dual,
+            backlog=config.count,
+        )
+    except OSError as error:
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error})"
+        raise UserError(
+            f"port {_address(config)[1]} of --hosts.coordinator {config.coordinator} {reason}; "
+            "give another one to all processes"
+        ) from None
+
+
+def _missing(config: Hosts, came: dict[int, socket.socket]) -> UserError:
+    absent = [number for number in range(1, config.count) if number not in came]
+    return UserError(
+        f"process {', '.join(map(str, absent))} of {config.count} did not come to "
+        f"{config.coordinator} within {config.wait} s; start one process on every host, each with "
+        "its own --hosts.index"
+    )

@@ -1,0 +1,68 @@
+"""Processes that wait for each other: together, or one line that says who is missing."""
+
+import dataclasses
+import socket
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from jaxgen.config import Hosts
+from jaxgen.errors import UserError
+from jaxgen.runtime import arrivals
+
+
+@pytest.fixture
+def config() -> Hosts:
+    """Of three processes, at a port that is free."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return Hosts(coordinator=f"localhost:{port}", count=3, wait=60)
+
+
+def started(config: Hosts, *indices: int) -> list[Future]:
+    """Threads in place of processes; returned when all have ended."""
+    with ThreadPoolExecutor() as pool:
+        each = (dataclasses.replace(config, index=index) for index in indices)
+        return [pool.submit(arrivals.meet, one) for one in each]
+
+
+def test_all_go_on_when_the_last_has_come_and_the_port_is_free_again(config: Hosts) -> None:
+    """And strangers who knock are nobody."""
+    host, port = config.coordinator.split(":")
+
+    def knock() -> None:
+        for said in (b"GET / HTTP/1.1\r\n", b"7\n", b"8\n", b""):
+            while True:
+                try:
+                    with socket.create_connection((host, int(port))) as line:
+                        line.sendall(said)
+                    break
+                except ConnectionRefusedError:
+                    continue
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(arrivals.meet, config)
+        pool.submit(knock).result()
+        assert not first.done(), "nobody has come yet"
+        others = started(config, 2, 1)
+    assert [process.exception() for process in (first, *others)] == [None] * 3
+    with socket.create_server((host, int(port))):
+        pass
+
+
+def test_those_who_never_come_are_named(config: Hosts) -> None:
+    first, second = started(dataclasses.replace(config, wait=1), 0, 1)
+    with pytest.raises(UserError, match=rf"process 2 of 3 did not come to {config.coordinator} wi"):
+        first.result()
+    with pytest.raises(UserError, match=rf"{config.coordinator} was not reached within 1 s \(\w"):
+        second.result()
+
+
+def test_a_port_in_use_is_said_at_once(config: Hosts) -> None:
+    port = int(config.coordinator.split(":")[1])
+    with (
+        socket.create_server(("", port)),
+        pytest.raises(UserError, match=f"port {port} of --hosts.coordinator .* is in use; give"),
+    ):
+        arrivals.meet(config)
