@@ -84,6 +84,8 @@ def grader(
     name = name or _usual(judges)
     if name in networks.NETWORKS:
         network, same = networks.open_network(name, weights), {name}
+        if name in stages.FEATURES:  # what a run whose folder is gone may have seen by
+            same.add(stages.GONE)
     else:
         if weights:
             raise UserError(f"--weights {weights} goes with {', '.join(networks.NETWORKS)}")
@@ -95,10 +97,15 @@ def grader(
     ]
     if judged and not own_eyes:
         folder, shared = judged[0]
-        gone = "a run whose folder is gone, perhaps " if shared == {stages.GONE} else ""
+        if shared == {stages.GONE}:
+            raise UserError(
+                f"{folder} builds on {stages.GONE}, and perhaps on the verdict of {name}, which "
+                "would flatter it; put that folder back where config.json names it, or go on with "
+                "--own-eyes"
+            )
         raise UserError(
-            f"{folder} was trained by the verdict of {gone}{name}, which would flatter it; "
-            "choose other --features, or go on with --own-eyes"
+            f"{folder} was trained by the verdict of {name}, which would flatter it; choose other "
+            "--features, or go on with --own-eyes"
         )
     if judged:
         description = network.description
@@ -113,8 +120,7 @@ def grader_of(runs: Sequence[Loaded]) -> str:
 
 
 def _usual(judges: Sequence[set[str]]) -> str:
-    # A judge whose folder is gone may have been the shipped classifier.
-    classifier = stages.known_by(CLASSIFIER) | {stages.GONE}
+    classifier = stages.known_by(CLASSIFIER)
     return EFFICIENTNET if any(found & classifier for found in judges) else CLASSIFIER
 
 
