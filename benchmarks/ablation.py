@@ -251,7 +251,7 @@ def _measure(options: Options, folder: Path) -> None:
     kept = _kept(folder)
     for shown, step in wanted:
         asked = quality.asked(shown, sources[0], 0, options.samples, 0)
-        images, _ = quality.drawn(shown, _once(config), asked.ids, config.seed)
+        images, _ = quality.drawn(shown, _once(loaded), asked.ids, config.seed)
         samples = Pictures(images, network.features(images))
         found = likeness(samples.features, real.train, np.random.default_rng(0), asked.own)
         ranks = retrieval.ranks(samples.features, real.all.features, asked.own)
@@ -267,9 +267,9 @@ def _measure(options: Options, folder: Path) -> None:
     reports.write(kept, folder / MEASURED)
 
 
-def _once(config: Any) -> Sampler:
+def _once(loaded: stages.Loaded) -> Sampler:
     """One step, as a student takes it."""
-    (sampler,) = quality.samplers(config, [1], None)
+    (sampler,) = quality.samplers(loaded, [1], None)
     assert sampler is not None
     return sampler
 

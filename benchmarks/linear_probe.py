@@ -53,6 +53,10 @@ def main() -> None:
             for field in FIELDS
             for split in ("train", "test")
         }
+        if splits["sublabel", "test"].labels != loaded.labels:
+            raise UserError(
+                f"--run {options.run} tells other classes than OpenMoji's subgroups of this jaxgen"
+            )
         images = {
             split: np.stack([s.images[n] for n in range(len(s))])
             for split in ("train", "test")
@@ -65,7 +69,9 @@ def main() -> None:
             predict, loaded.weights, images["test"], len(images["test"]), 64, meshes.dividing(64)
         )
         groups, subgroups = splits["label", "test"], splits["sublabel", "test"]
-        probe = _probe(features["train"], splits["label", "train"].label_ids, features["test"])
+        probe, strength = _probe(
+            features["train"], splits["label", "train"].label_ids, features["test"]
+        )
         right = {
             "groups, linear probe": probe == groups.label_ids,
             "groups, classifier": _groups(told, splits) == groups.label_ids,
@@ -79,13 +85,22 @@ def main() -> None:
             "run": _name(options.run),
             "size": data.size,
             "images": len(groups),
+            "probe": {"C": strength},
             "accuracy": {},
+            "groups, classifier against linear probe": _compared(
+                right["groups, classifier"], right["groups, linear probe"]
+            ),
         }
         for name, each in right.items():
             estimate = of_share(each)
             found["accuracy"][name] = estimate._asdict()
             value, low, high = (100 * v for v in estimate)
             print(f"{name:22} {value:.1f} % ({low:.1f} to {high:.1f})", flush=True)
+        paired = found["groups, classifier against linear probe"]
+        print(
+            f"groups: {paired['classifier alone']} pictures are right by the classifier alone, "
+            f"{paired['probe alone']} by the probe alone; McNemar's exact p = {paired['p']:.3f}"
+        )
         path = machine.folder(device) / file(options.run)
         reports.write(found, path)
         print(f"numbers: {path}")
@@ -100,8 +115,8 @@ def file(run: str) -> str:
     )
 
 
-def _probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Classes of the test features by the best of several strengths of regularisation."""
+def _probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, float]:
+    """Classes of the test features by the best of several regularisations, and that one's C."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, KFold
     from sklearn.pipeline import make_pipeline
@@ -110,7 +125,18 @@ def _probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarra
     strengths = {"logisticregression__C": [1e-3, 1e-2, 1e-1]}
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
     folds = KFold(3, shuffle=True, random_state=0)
-    return GridSearchCV(model, strengths, cv=folds).fit(train, labels).predict(test)
+    search = GridSearchCV(model, strengths, cv=folds).fit(train, labels)
+    return search.predict(test), search.best_params_["logisticregression__C"]
+
+
+def _compared(classifier: np.ndarray, probe: np.ndarray) -> dict[str, Any]:
+    """Pictures that one of the two alone tells rightly, and how likely a split as uneven is by
+    chance where both are equally good (McNemar 1947, exact: a two-sided binomial test)."""
+    from scipy.stats import binomtest
+
+    ahead, behind = int((classifier & ~probe).sum()), int((probe & ~classifier).sum())
+    p = float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
+    return {"classifier alone": ahead, "probe alone": behind, "p": p}
 
 
 def _groups(told: np.ndarray, splits: Any) -> np.ndarray:

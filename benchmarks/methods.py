@@ -246,7 +246,7 @@ def _drawn(loaded: Loaded, spec: Spec, captions: list[str]) -> UInt8[np.ndarray,
         images = np.stack([source.images[_row_of(source, caption)] for caption in captions])
         return quality.reconstructed(loaded, images)[0]
     counts = [int(spec.steps.split(",")[0])] if spec.steps else []
-    sampler = quality.samplers(loaded.config, counts, None)[0]
+    sampler = quality.samplers(loaded, counts, None)[0]
     assert isinstance(sampler, Sampler)
     ids = words.encode(loaded.tokenizer, captions, loaded.config.caption_length)
     program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)

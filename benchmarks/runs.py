@@ -171,9 +171,8 @@ def measured(spec: Spec, budget: Budget, features: str, clock: Clock) -> list[Ro
     rest is asked for.
     """
     folder = budget.folder(spec)
-    config = stages.read(folder).config
     counts = [int(n) for n in spec.steps.split(",") if n]
-    wanted = quality.samplers(config, counts, None)
+    wanted = quality.samplers(stages.read(folder), counts, None)
     title = quality.title_of(features)
     found = standing(folder, title, budget.samples)
     missing = [how for how in wanted if _key(how) not in found]

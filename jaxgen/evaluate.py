@@ -67,6 +67,20 @@ class Options:
             raise UserError(f"--seed is {self.seed}; give 0 to {2**32 - 1}")
         self.counts()
 
+    def check_for_classifier(self) -> None:
+        """Raises UserError for options that a classifier, which only predicts, does not take."""
+        taken = ("run", "data", "out")
+        given = [
+            f"--{field.name.replace('_', '-')}"
+            for field in dataclasses.fields(self)
+            if field.name not in taken and getattr(self, field.name) != field.default
+        ]
+        if given:
+            raise UserError(
+                f"{self.run[0]} is a classifier, whose held-out accuracy is all that is measured: "
+                f"leave {', '.join(given)} out"
+            )
+
     def counts(self) -> list[int]:
         """The numbers of steps; none where the method shall choose."""
         try:
@@ -85,6 +99,7 @@ def main() -> None:
         if hasattr(methods.of(runs[0].config), "predict"):
             if options.out and len(runs) > 1:
                 raise UserError(f"--out {options.out} is one folder for several classifiers")
+            options.check_for_classifier()
             for loaded in runs:
                 _accuracy(loaded, options)
             return
@@ -93,7 +108,7 @@ def main() -> None:
 
 
 def _samples(runs: Sequence[Loaded], options: Options) -> None:
-    how = [quality.samplers(r.config, options.counts(), options.guidance) for r in runs]
+    how = [quality.samplers(r, options.counts(), options.guidance) for r in runs]
     weights = Path(options.weights) if options.weights else None
     network = quality.grader(options.features, weights, runs, options.own_eyes)
     out = storage.folder(options.out) if options.out else _default_out(runs[0])

@@ -83,6 +83,8 @@ def grader(
     name = name or _usual(judges)
     if name in networks.NETWORKS:
         network, same = networks.open_network(name, weights), {name}
+        if name in stages.FEATURES:  # what a run whose folder is gone may have seen by
+            same.add(stages.GONE)
     else:
         if weights:
             raise UserError(f"--weights {weights} goes with {', '.join(networks.NETWORKS)}")
@@ -94,10 +96,15 @@ def grader(
     ]
     if judged and not own_eyes:
         folder, shared = judged[0]
-        gone = "a run whose folder is gone, perhaps " if shared == {stages.GONE} else ""
+        if shared == {stages.GONE}:
+            raise UserError(
+                f"{folder} builds on {stages.GONE}, and perhaps on the verdict of {name}, which "
+                "would flatter it; put that folder back where config.json names it, or go on with "
+                "--own-eyes"
+            )
         raise UserError(
-            f"{folder} was trained by the verdict of {gone}{name}, which would flatter it; "
-            "choose other --features, or go on with --own-eyes"
+            f"{folder} was trained by the verdict of {name}, which would flatter it; choose other "
+            "--features, or go on with --own-eyes"
         )
     if judged:
         description = network.description
@@ -112,8 +119,7 @@ def grader_of(runs: Sequence[Loaded]) -> str:
 
 
 def _usual(judges: Sequence[set[str]]) -> str:
-    # A judge whose folder is gone may have been the shipped classifier.
-    classifier = stages.known_by(CLASSIFIER) | {stages.GONE}
+    classifier = stages.known_by(CLASSIFIER)
     return EFFICIENTNET if any(found & classifier for found in judges) else CLASSIFIER
 
 
@@ -137,7 +143,7 @@ def real_images(source: Source, held_out: Source, network: FeatureNetwork, cache
         if len(split) < LEAST:
             raise UserError(
                 f"{split.name} has {len(split)} pictures in its split {split.split!r}; the "
-                f"measures need {LEAST} or more"
+                f"measures need {LEAST} or more{_in_all(split)}"
             )
     images = [np.stack([s.images[n] for n in range(len(s))]) for s in (source, held_out)]
     seen_by = digest(network.title.encode(), network.digest.encode())
@@ -148,6 +154,11 @@ def real_images(source: Source, held_out: Source, network: FeatureNetwork, cache
     apart = memorisation.nearest(features[1], features[0])
     memorisation.median_ratio(apart, apart)  # refuses, before anything is drawn
     return Real(Pictures(np.concatenate(images), np.concatenate(features)), len(source))
+
+
+def _in_all(split: Source) -> str:
+    """How many pictures a folder needs, of which a tenth is held out by chance."""
+    return f", so about {10 * LEAST} in all" if split.name.startswith("imagefolder:") else ""
 
 
 def both_splits(config: Experiment, name: str) -> tuple[Source, Source]:
@@ -265,22 +276,23 @@ def _cmmd(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"]) -> Est
 
 
 def samplers(
-    config: Experiment, steps: Sequence[int], guidance: float | None
+    loaded: Loaded, steps: Sequence[int], guidance: float | None
 ) -> list[Sampler] | list[None]:
-    """The method's own sampler at each number of steps; UserError where it cannot be.
+    """The run's usual sampler at each number of steps; UserError where it cannot be.
 
     An autoencoder has none and reconstructs: [None].
     """
+    config = loaded.config
     method: Any = methods.of(config)
+    kind = f"{loaded.folder} is a run of {methods.name(config)}"
     if hasattr(method, "reconstruct"):
         if steps or guidance is not None:
             raise UserError(
-                f"a run of {methods.name(config)} takes no sampling steps; leave --steps and "
-                "--guidance out"
+                f"{kind}, which takes no sampling steps; leave --steps and --guidance out"
             )
         return [None]
     if not hasattr(method, "sample"):
-        raise UserError(f"a run of {methods.name(config)} makes no samples to measure")
+        raise UserError(f"{kind}, which makes no samples to measure; evaluate it alone")
     usual = next(iter(method.samplers(config).values()))
     chosen = [dataclasses.replace(usual, steps=n) for n in steps or method.measured_steps(config)]
     if guidance is not None:

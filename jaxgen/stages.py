@@ -268,17 +268,28 @@ def judged_by(config: Experiment) -> set[str]:
 
     A classifier has no judge; of one, the network that it was tuned from.
 
-    Among it `GONE` where that was a run whose folder is not there any more.
+    Among it `GONE` where a run is built on, or was judged by one, whose folder is not there any
+    more: it may have been, or have been judged by, anything.
     """
     judges: set[str] = set()
     for role, value in config.roles().items():
-        if role == "features":
-            judges |= known_by(value) or {GONE}
-        elif (storage.folder(value) / run.CONFIG).is_file():
-            judges |= judged_by(_config(storage.folder(value)))
-        elif value in configs.known():
-            judges |= judged_by(configs.load(value))
+        judges |= (known_by(value) or {GONE}) if role == "features" else _judged(config, role)
     return judges
+
+
+def _judged(config: Experiment, role: str) -> set[str]:
+    """`judged_by` of what fills a role of the config; published weights were judged elsewhere."""
+    value = config.roles()[role]
+    if value in configs.known():
+        return judged_by(configs.load(value))
+    if value == TRAIN:
+        return judged_by(config.stage(role))
+    if value.startswith(hub.PREFIX):
+        return set()
+    folder = shipped(config.stage(role).name) if value == SHIPPED else storage.folder(value)
+    if pipelines.is_pipeline(folder):
+        return set()
+    return judged_by(_config(folder)) if (folder / run.CONFIG).is_file() else {GONE}
 
 
 def known_by(value: str) -> set[str]:

@@ -85,15 +85,20 @@ def test_a_set_that_holds_nothing_out_says_so(folder: Path, here, capsys) -> Non
     assert (folder / "runs/few/model.safetensors").is_file()
 
 
-def test_the_shipped_config_learns_other_data(folder: Path, here, capsys) -> None:
+def test_the_shipped_config_learns_other_data_by_another_network(
+    folder: Path, here, capsys
+) -> None:
     """Digits have one kind of classes, and are not to be mirrored."""
-    options = ("--config=classifier", "--data.name=digits", "--name=digits", "--resnet.widths=8",
-               "--resnet.blocks=1", "--train.steps=1", "--train.batch=8")  # fmt: skip
+    options = ("--config=classifier", "--data.name=digits", "--name=digits", "--network=vit",
+               "--vit.width=8", "--vit.depth=1", "--vit.heads=2", "--train.steps=1",
+               "--train.batch=8")  # fmt: skip
     with pytest.raises(SystemExit, match="2"):
         here(train.main, *options)
     assert "give --data.label=" in capsys.readouterr().err
     here(train.main, *options, "--data.label=", "--data.no-flip")
     assert "held-out accuracy" in capsys.readouterr().out
+    here(classify.main, "--run=runs/digits", "pictures/red/1.png")
+    assert capsys.readouterr().out.count("%  ") == 5
 
 
 @pytest.mark.parametrize(

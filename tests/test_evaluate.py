@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tiny import DIT_MODEL, SIZE, random_like
 
+from jaxgen import config as configs
 from jaxgen import evaluate, quality, stages
 from jaxgen.config import Data
 from jaxgen.data.sources import open_source
@@ -22,6 +23,7 @@ from jaxgen.methods import classifier
 from jaxgen.methods.add import Add
 from jaxgen.methods.classifier import Classifier
 from jaxgen.methods.diffusion import Diffusion
+from jaxgen.methods.vae import Vae
 from jaxgen.metrics import expert
 from jaxgen.models.resnet import ResNetConfig
 from jaxgen.runtime import mesh as meshes
@@ -185,12 +187,33 @@ def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) ->
         (("--run=runs/student", "--features=runs/grader", "--out=pictures"), "pictures is a fold"),
         (("--run=runs/grader", "--out=runs/grader/config.json"), "config.json is no folder"),
         (("--run=runs/grader", "--run=runs/grader", "--out=x"), "one folder for several"),
+        (
+            ("--run=runs/student", "--run=runs/grader"),
+            "runs/grader is a run of classifier, which makes no samples to measure",
+        ),
+        (
+            ("--run=runs/vae", "--steps=2"),
+            "runs/vae is a run of vae, which takes no sampling steps; leave --steps and --guidance",
+        ),
+        (
+            ("--run=runs/grader", "--run=runs/student"),
+            "runs/student is no classifier as the first run is; evaluate it alone",
+        ),
+        (
+            ("--run=runs/grader", "--steps=4", "--guidance=2", "--seed=3", "--samples=20"),
+            "runs/grader is a classifier, whose held-out accuracy is all that is measured: "
+            "leave --steps, --guidance, --samples, --seed out",
+        ),
+        (
+            ("--run=runs/grader", "--weights=nothere", "--features=bogus", "--own-eyes"),
+            "leave --features, --weights, --own-eyes out",
+        ),
         (("--run=runs/mixed_grader", "--out=none"), "do not fit the config.json"),
         (("--run=runs/mixed", "--features=runs/grader"), "runs/mixed do not fit the config.json"),
         (("--run=runs/student", "--features=runs/mixed_grader"), "do not fit the config.json"),
         (
             ("--run=runs/student", "--features=runs/grader", "--data=imagefolder:few"),
-            "in its split 'train'; the measures need 16 or more",
+            "in its split 'train'; the measures need 16 or more, so about 160 in all",
         ),
     ],
 )
@@ -202,6 +225,10 @@ def test_bad_input_is_one_line(folder: Path, door, capsys, arguments, words: str
     ):
         shutil.copytree(folder / "runs" / described, folder / "runs" / name, dirs_exist_ok=True)
         shutil.copy(folder / "runs" / network / "model.safetensors", folder / "runs" / name)
+    shutil.copytree(folder / "runs/student", folder / "runs/vae", dirs_exist_ok=True)
+    vae = Vae(name="vae", data=DATA)
+    described = {"method": "vae", "config": json.loads(configs.to_json(vae))}
+    (folder / "runs/vae/config.json").write_text(json.dumps(described))
     for n in range(12):
         Image.new("RGB", (SIZE, SIZE)).save(folder / "few" / f"{n}.png")
     with pytest.raises(SystemExit) as stop:

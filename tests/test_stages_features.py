@@ -1,6 +1,7 @@
 """Where the judge's eyes come from: found before anything is trained, known again afterwards."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("runs/classifier", "copy", False),
         ("runs/classifier", "runs/../runs/classifier", False),
         ("gone/classifier", "copy", False),
-        ("gone/classifier", "efficientnet-lite0", True),
+        ("gone/classifier", "efficientnet-lite0", False),
     ],
 )
 def test_nobody_is_graded_by_the_eyes_of_its_judge(
@@ -126,7 +127,6 @@ def test_nobody_is_graded_by_the_eyes_of_its_judge(
         ("dinov2-vits14", "classifier of openmoji"),
         ("shipped:classifier", "efficientnet-lite0"),
         ("runs/classifier", "efficientnet-lite0"),
-        ("gone/classifier", "efficientnet-lite0"),
     ],
 )
 def test_the_usual_grader_is_never_the_judge(copied: Path, eyes: str, grader: str) -> None:
@@ -150,3 +150,36 @@ def test_a_classifier_grades_none_that_its_own_start_has_judged(copied: Path) ->
     judges = stages.judged_by(seeing_by("efficientnet-lite0"))
     assert judges & stages.known_by("runs/classifier")
     assert not judges & stages.known_by("shipped:classifier")
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "judges"),
+    [
+        ("latent_diffusion", {"codec": "vae"}, {"efficientnet-lite0"}),
+        ("latent_diffusion", {"codec": "train"}, {"efficientnet-lite0"}),
+        ("latent_diffusion", {"codec": "runs/vae"}, {"efficientnet-lite0"}),
+        ("latent_diffusion", {"codec": "/nowhere/vae"}, {stages.GONE}),
+        ("finetune", {"init_from": "shipped"}, set()),
+        ("finetune", {"init_from": "hf:someone/diffusion"}, set()),
+        ("finetune", {"init_from": "/nowhere/add"}, {stages.GONE}),
+        ("ladd", {"teacher": "train"}, set()),
+        ("ladd", {"teacher": "/nowhere/diffusion"}, {stages.GONE}),
+    ],
+)
+def test_a_judge_is_found_behind_whatever_a_run_builds_on(
+    copied: Path, config: str, field: dict[str, str], judges: set[str]
+) -> None:
+    vae = {"method": "vae", "config": json.loads(configs.to_json(configs.load("vae")))}
+    shutil.copytree(copied / "copy", copied / "runs/vae")
+    described = copied / "runs/vae/config.json"
+    described.chmod(0o644)
+    described.write_text(json.dumps(vae))
+    built: Any = dataclasses.replace(configs.load(config), **field)
+    assert stages.judged_by(built) == judges
+
+
+@pytest.mark.parametrize("grader", ["", "efficientnet-lite0", "shipped:classifier"])
+def test_nobody_that_may_have_judged_a_folder_that_is_gone_grades(grader: str) -> None:
+    start: Any = dataclasses.replace(configs.load("finetune"), init_from="/nowhere/add")  # pyright: ignore[reportCallIssue]
+    with pytest.raises(UserError, match=r"folder is gone, .* put that folder back"):
+        quality.grader(grader, None, [run_of(start)], own_eyes=False)

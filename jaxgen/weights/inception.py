@@ -16,7 +16,7 @@ from jaxgen.models.inception import Inception
 from jaxgen.weights import files
 from jaxgen.weights.pickles import load_tensors
 
-_SHA256 = "6726825d"  # the first digits, which the published file's name ends with
+SHA256 = "6726825d"  # the first digits, which the published file's name ends with
 _EPS = 1e-3
 _CLASSES = 1008  # torchvision's Inception v3 has the same names, but 1000 classes
 
@@ -29,7 +29,7 @@ def load_inception(path: Path) -> dict[str, Any]:
     """
     if path.suffix == ".safetensors":
         return from_torch(files.load(path)[0])
-    return from_torch(load_tensors(path, _SHA256, remedy="copy it again"))
+    return from_torch(load_tensors(path, SHA256, remedy="copy it again"))
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import pytest
 
 from benchmarks import (
     ceilings,
-    linear_probe,
     machine,
     profiles,
     reports,
@@ -315,17 +314,6 @@ def test_unknown_items_are_refused(item: str, said: str) -> None:
 def test_all_items_are_known() -> None:
     for items in (training.ITEMS["cpu"], training.ON_ACCELERATOR):
         Options(items=items).check()
-
-
-@pytest.mark.parametrize(
-    ("run", "file"),
-    [
-        ("shipped:classifier", "linear_probe.json"),  # which the README cites
-        ("/somewhere/runs/classifier_64/", "linear_probe_classifier_64.json"),
-    ],
-)
-def test_a_probe_beside_another_run_leaves_the_cited_numbers(run: str, file: str) -> None:
-    assert linear_probe.file(run) == file
 
 
 def _row(memory: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,27 +1,37 @@
-"""Classification: mirror images and mixed ones."""
+"""Classification: what is done to images and labels, and what each network learns of them."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import state_like
 
 from jaxgen.config import Data, Optimizer, Train
 from jaxgen.errors import UserError
 from jaxgen.methods import classifier
 from jaxgen.methods.classifier import Classifier
+from jaxgen.models import efficientnet
 from jaxgen.models.resnet import ResNetConfig
+from jaxgen.models.vit import VitConfig
+from jaxgen.state import State
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
 
 CONFIG = Classifier(
     name="tiny",
     data=Data(size=8, flip=True),
     resnet=ResNetConfig(classes=8, widths=(8,), blocks=1, groups=4),
+    vit=VitConfig(classes=8, patch=4, width=8, depth=1, heads=2),
     augment=(),
 )
+
+
+STILL = dataclasses.replace(CONFIG, data=Data(size=8, flip=False), label_smoothing=0.0)
+IMAGES = np.random.default_rng(2).integers(0, 256, (8, 8, 8, 3), np.uint8)
 
 
 def test_classes_do_not_depend_on_which_way_an_image_looks() -> None:
@@ -34,15 +44,23 @@ def test_classes_do_not_depend_on_which_way_an_image_looks() -> None:
         assert np.allclose(one, other, atol=1e-6) == alike
 
 
-def test_one_batch_is_learnt_by_heart(batch) -> None:
+@pytest.mark.parametrize(
+    ("network", "rate", "steps"),
+    [("resnet", 5e-2, 150), ("vit", 1e-2, 60), ("efficientnet", 3e-3, 40)],
+)
+def test_one_batch_is_learnt_by_heart(
+    batch, network: str, rate: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efficientnet, "BLOCKS", efficientnet.BLOCKS[:2])  # the others alike
     config = dataclasses.replace(
         CONFIG,
-        train=Train(steps=150),
-        optimizer=Optimizer(learning_rate=5e-2, warmup=0),
+        network=network,
+        train=Train(steps=steps),
+        optimizer=Optimizer(learning_rate=rate, warmup=0),
         label_smoothing=0.0,
     )
     batch = {"image": batch["image"][:, :8, :8], "label": jnp.arange(8)}
-    state = classifier.init(config, {}, jax.random.key(0))
+    state = state_like(functools.partial(classifier.init, config, {}, jax.random.key(0)))
     step = jax.jit(functools.partial(classifier.train_step, config))
     rows = []
     for _ in range(config.train.steps):
@@ -51,8 +69,44 @@ def test_one_batch_is_learnt_by_heart(batch) -> None:
     assert rows[0]["loss"] > 1.5
     assert rows[-1]["loss"] < 0.2
     assert rows[-1]["accuracy"] == 1
-    told = classifier.predict(config, state.params["classifier"], batch["image"])
+    predict = jax.jit(functools.partial(classifier.predict, config))
+    told = predict(state.params["classifier"], batch["image"])
     np.testing.assert_array_equal(np.argmax(told, axis=-1), batch["label"])
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return state_like(functools.partial(classifier.init, STILL, {}, jax.random.key(0)))
+
+
+def loss_of(state: State, **fields: Any) -> float:
+    """The loss of a first step on `IMAGES` by `STILL` with other fields."""
+    config = dataclasses.replace(STILL, **fields)
+    batch = {"image": jnp.asarray(IMAGES), "label": jnp.arange(8)}
+    # The rest of the step, which nothing asks for, is not compiled.
+    loss = jax.jit(lambda state: classifier.train_step(config, state, {}, batch)[1]["loss"])
+    return float(loss(state))
+
+
+def test_a_smoothed_label_is_partly_every_class(state: State) -> None:
+    """Szegedy et al. 2016, section 7."""
+    share, image = 0.3, jnp.asarray(IMAGES) / 127.5 - 1
+    scores = jax.jit(functools.partial(classifier.logits, STILL))(state.params["classifier"], image)
+    logs = np.asarray(jax.nn.log_softmax(scores), np.float64)
+    expected = -np.mean((1 - share) * np.diag(logs) + share * logs.mean(1))
+    assert abs(expected + np.diag(logs).mean()) > 1e-3, "or smoothing could be left out"
+    np.testing.assert_allclose(loss_of(state, label_smoothing=share), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"augment": ("affine",)}, {"mixup": 0.4}, {"data": Data(size=8, flip=True)}],
+    ids=["augment", "mixup", "flip"],
+)
+def test_what_is_done_to_training_images_reaches_the_loss(
+    state: State, fields: dict[str, Any]
+) -> None:
+    assert abs(loss_of(state, **fields) - loss_of(state)) > 1e-3
 
 
 def test_an_image_and_all_that_goes_with_it_are_mixed_alike() -> None:

@@ -1,6 +1,7 @@
 """Feature networks: the right pixels go in, one vector an image comes out, faults are one line."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,31 @@ def test_from_a_file_to_features_as_transformers(
     small = dataclasses.replace(getattr(networks, constant), **TINY, offset=0.0)
     small = dataclasses.replace(small, projection=16 if small.projection else 0)
     monkeypatch.setattr(networks, constant, small)
-    ours = in_twos(open_network(name, path), dims=len(expected[0])).features(images[:3])
+    network = open_network(name, path)
+    ours = in_twos(network, dims=len(expected[0])).features(images[:3])
     np.testing.assert_allclose(ours, expected, atol=2e-3)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    assert f"(file SHA-256 {checksum}…), bicubic" in network.title, "not the published weights"
+
+
+def test_only_the_published_file_has_the_plain_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "inception.safetensors"
+    path.write_bytes(b"weights")
+    checksum = hashlib.sha256(b"weights").hexdigest()
+    known = dataclasses.replace(NETWORKS["inception"], load=lambda _: {})
+    assert known.sha256, "as far as its name says"
+    for published, title in (
+        (
+            known.sha256,
+            f"inception-2015-12-05 (file SHA-256 {checksum[:8]}…), clean-fid bicubic 299",
+        ),
+        (checksum[:8], "inception-2015-12-05, clean-fid bicubic 299"),
+    ):
+        chosen = dataclasses.replace(known, sha256=published)
+        monkeypatch.setitem(NETWORKS, "inception", chosen)
+        assert open_network("inception", path).title == title
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if NETWORKS[name].source])
