@@ -2,8 +2,9 @@
 
 Command:  python -m jaxgen.train --config=ladd
 Hardware: 2 CPU cores.
-Time:     not measured whole yet; a step took 1 to 1.5 s on a busy machine.
-Result:   not measured yet.
+Time:     16 minutes for 334 steps on a shared core, drawing included, on the 274 pictures of
+          --data.name=openmoji:smileys-emotion,food-drink (cpu-2/ladd_train.log).
+Result:   there, Fréchet distance 9.0 at one step, where its teacher has 12.5 (docs/methods.md).
 """
 
 import math
