@@ -5,8 +5,8 @@ Hardware: 2 CPU cores. Trains the codec (vae) and the teacher (latent_diffusion)
 Then:     python -m jaxgen.export --run=runs/add_latent --to=diffusers --out=FOLDER
 Memory:   3.9 GB at most (the training of the comparison, one CPU device, batch 24).
 Time:     24 minutes for 334 steps on a shared core, without the two (cpu-2/add_latent_train.log).
-Result:   after those, worse than the teacher's one step: Fréchet distance 23.1, a blur
-          (docs/methods.md).
+Result:   after those no better than the teacher's one step without guidance, where it began:
+          Fréchet distance 23.1 against 22.2, a blur (docs/methods.md).
 """
 
 import dataclasses
