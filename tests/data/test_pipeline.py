@@ -92,7 +92,7 @@ def test_every_caption_is_drawn_about_as_often():
     assert (np.abs(counts - 500) < 100).all()  # 5 standard deviations
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 40),
     local=st.integers(1, 6),

@@ -63,7 +63,7 @@ def test_at_level_1_nothing_of_the_image_is_left_and_at_0_all(x0):
     np.testing.assert_array_equal(corruption.corrupt(x0, noise, jnp.zeros(2)), x0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(a=st.floats(0, 1, width=32), b=st.floats(0, 1, width=32), seed=st.integers(0, 100))
 def test_corruption_only_grows_with_the_level(a, b, seed):
     noise = corruption.draw(jax.random.key(seed), SHAPE)

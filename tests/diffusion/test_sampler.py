@@ -177,7 +177,7 @@ def test_the_scan_is_the_plan(solver, kind):
     np.testing.assert_allclose(images, recursion(rows, rows.sigma[0] * x), atol=2e-5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_plan_is_finite_falls_and_lands(data):
     schedule = data.draw(st.sampled_from(list(SCHEDULES.values())))

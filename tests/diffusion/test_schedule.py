@@ -122,7 +122,7 @@ def test_device_levels_are_the_host_levels(schedule):
 
 
 @every_schedule
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(t=st.floats(0, 999))
 def test_levels_between_timesteps(schedule, t):
     """Real timesteps lie between their neighbours in noise, and keep the schedule's law."""
@@ -134,7 +134,7 @@ def test_levels_between_timesteps(schedule, t):
 
 
 @every_schedule
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(t=st.floats(0, 998.9))
 def test_timestep_inverts_levels(schedule, t):
     alpha, sigma = schedule.levels(np.array([t]))

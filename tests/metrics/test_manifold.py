@@ -63,7 +63,7 @@ def test_a_collapsed_set_is_a_point():
     np.testing.assert_array_equal(ours.recall, np.arange(50) == 0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), k=st.integers(1, 4), scale=st.floats(0.01, 100))
 def test_measures_hold_for_any_unit_and_order(seed, k, scale):
     rng = np.random.default_rng(seed)

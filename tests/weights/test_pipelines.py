@@ -101,7 +101,7 @@ def families(draw) -> published.Family:
     )
 
 
-@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, suppress_health_check=list(HealthCheck))
 @given(kind=families(), batch=st.integers(1, 3))
 def test_any_shape_draws_what_diffusers_draws(tmp_path_factory, kind, batch):
     path = tmp_path_factory.mktemp("any")
