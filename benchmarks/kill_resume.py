@@ -39,7 +39,7 @@ MOMENTS = (DATA, STEP, SAVE, BETWEEN)
 OTHER = "at another moment"  # imports, compiling, the end
 LOOK = 0.01  # seconds between two looks at what a run does
 TEACHER_STEPS, STUDENT_STEPS = 60, 30
-CONFIG = f'''"""A student and its teacher, as small as they can be."""
+CONFIG = '''"""A student and its teacher, as small as they can be."""
 
 import dataclasses
 
@@ -58,14 +58,14 @@ model = Denoiser(
 )
 data = Data(name="openmoji:food-drink", size=16)
 steady = Optimizer(decay="constant")
-train = Train(steps={TEACHER_STEPS}, batch=16, log_every=1, sample_every=0, checkpoint_every=5)
+train = Train(steps=TEACHER_STEPS, batch=16, log_every=1, sample_every=0, checkpoint_every=5)
 teacher = Diffusion(
     name="teacher", data=data, model=model, train=train, optimizer=steady, sampler_steps=2
 )
 config = Add(
     name="student", teacher="train", teacher_config="teacher.py", data=data, model=model,
     judge=JudgeConfig(taps=(0,), resize=32),
-    train=dataclasses.replace(train, steps={STUDENT_STEPS}), optimizer=steady,
+    train=dataclasses.replace(train, steps=STUDENT_STEPS), optimizer=steady,
     judge_optimizer=steady, sampler_steps=2,
 )
 '''
@@ -91,7 +91,7 @@ def main() -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax misses a file of no concern
         meshes.prepare(1 << 10)  # so that the hardware below is told as the trainings have it
         with tempfile.TemporaryDirectory() as scratch:
-            rows = _measured(options, Path(scratch))
+            rows = measured(options, Path(scratch))
         survived = sum(not row["difference"] for row in rows)
         print(f"{survived} of {len(rows)} killed runs ended as the undisturbed one, bit for bit")
         device = machine.hardware()
@@ -109,12 +109,13 @@ def main() -> None:
         sys.exit(survived < len(rows))
 
 
-def _measured(options: Options, scratch: Path) -> list[dict[str, Any]]:
+def measured(options: Options, scratch: Path) -> list[dict[str, Any]]:
+    """Trains undisturbed into `scratch`/whole, then kills and resumes; a row for every kill."""
     rng = np.random.default_rng(options.seed)
     _run(_place(scratch, "warm"), scratch)  # fills the cache of compiled programs
     whole = _place(scratch, "whole")
     spent, _ = _run(whole, scratch)
-    expected = _found(whole)
+    expected = outcome(whole)
     print(f"undisturbed: {_told(spent)}; {len(expected)} arrays and files to compare", flush=True)
     rows = []
     while len(rows) < options.kills:
@@ -123,7 +124,7 @@ def _measured(options: Options, scratch: Path) -> list[dict[str, Any]]:
         _, where = _run(place, scratch, moment, after)
         if where:
             _run(place, scratch)
-            difference = _first_difference(expected, _found(place))
+            difference = first_difference(expected, outcome(place))
             rows.append({"moment": moment, "seconds": round(after, 2), "killed": where})
             rows[-1]["difference"] = difference
             told = difference or "the same, bit for bit"
@@ -135,7 +136,9 @@ def _measured(options: Options, scratch: Path) -> list[dict[str, Any]]:
 def _place(scratch: Path, name: str) -> Path:
     place = scratch / name
     place.mkdir()
-    (place / "student.py").write_text(CONFIG, encoding="utf-8")
+    text = CONFIG.replace("TEACHER_STEPS", str(TEACHER_STEPS))
+    text = text.replace("STUDENT_STEPS", str(STUDENT_STEPS))
+    (place / "student.py").write_text(text, encoding="utf-8")
     (place / "teacher.py").write_text(TEACHER, encoding="utf-8")
     return place
 
@@ -201,7 +204,7 @@ def _told(spent: dict[str, float]) -> str:
     return ", ".join(f"{spent[moment]:.1f} s {moment}" for moment in (*MOMENTS, OTHER))
 
 
-def _found(place: Path) -> dict[str, bytes]:
+def outcome(place: Path) -> dict[str, bytes]:
     """All that a run learnt: files as they are, checkpoints array by array."""
     found: dict[str, bytes] = {}
     for stage in STAGES:
@@ -225,7 +228,7 @@ def _arrays(path: Path) -> Any:
         return reader.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=how))
 
 
-def _first_difference(expected: dict[str, bytes], found: dict[str, bytes]) -> str:
+def first_difference(expected: dict[str, bytes], found: dict[str, bytes]) -> str:
     for name in sorted({*expected, *found}):
         if name not in found:
             return f"{name} is missing"

@@ -140,6 +140,13 @@ def program(
     )
 
 
+def birth(init: Callable[[Any], State], where: Any) -> Any:
+    """`init` as it is compiled: every array is made where it is to lie, piece by piece."""
+    # Compiling initialisers costs more than running them unoptimised.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(init, out_shardings=where, compiler_options=options)
+
+
 def _start(
     mesh: jax.sharding.Mesh,
     rules: Sequence[str],
@@ -153,9 +160,7 @@ def _start(
     where = meshes.over_parameters(mesh, shapes, rules)
     found = checkpoints.restore(meshes.shaped(shapes, where), print, mend=True)
     if found is None:
-        # Compiling initialisers costs more than running them unoptimised.
-        options = {"xla_backend_optimization_level": 0}
-        return jax.jit(init, out_shardings=where, compiler_options=options)(frozen)
+        return birth(init, where)(frozen)
     state, position = found
     data.set_state(position)
     print(f"going on from the checkpoint of step {int(state.step)}", flush=True)

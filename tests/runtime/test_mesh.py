@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,6 +96,35 @@ def test_large_arrays_are_split_over_fsdp_and_small_ones_copied() -> None:
     assert where["large"].shard_shape((3, 512, 128)) == (3, 128, 128)
     assert where["small"].is_fully_replicated
     assert where["odd"].is_fully_replicated
+
+
+def test_no_device_ever_holds_the_whole_of_a_split_array(
+    diffusion_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where a state is born, by the arrays that the compiled program makes, nor restored."""
+    monkeypatch.setattr(meshes, "SHARD_FROM", 64)
+    mesh = meshes.make(Mesh(data=1, fsdp=8), 8)
+    init, _ = methods.programs(diffusion_config)
+    frozen = methods.seeded(diffusion_config, {})
+    shapes = jax.eval_shape(init, frozen)
+    where = meshes.over_parameters(mesh, shapes)
+    parts = jax.tree.map(lambda a, s: math.prod(s.shard_shape(a.shape)), shapes, where)
+    largest = max(jax.tree.leaves(parts))
+    assert largest < max(a.size for a in jax.tree.leaves(shapes)) / 7
+    born = loop.birth(init, where).lower(frozen).compile()
+    made = re.findall(r"\b[fus]\d+\[([\d,]+)\]", born.as_text())
+    assert max(math.prod(map(int, sides.split(","))) for sides in made) <= largest
+
+    def held(state: Any) -> Any:
+        return jax.tree.map(lambda a: {part.data.size for part in a.addressable_shards}, state)
+
+    state = born(frozen)
+    assert held(state) == jax.tree.map(lambda part: {part}, parts)
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", 1)) as checkpoints:
+        checkpoints.save(1, state, {}, 0.0, force=True)
+        found = checkpoints.restore(meshes.shaped(shapes, where), print, mend=False)
+    assert found
+    assert held(found[0]) == held(state)
 
 
 @pytest.mark.parametrize("name", ["add", "latent_diffusion"])
