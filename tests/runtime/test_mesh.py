@@ -101,7 +101,7 @@ def test_large_arrays_are_split_over_fsdp_and_small_ones_copied() -> None:
 def test_no_device_ever_holds_the_whole_of_a_split_array(
     diffusion_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither where a state is born, by the arrays that the compiled program makes, nor restored."""
+    """Neither where a state is born, by all arrays of the compiled program, nor restored."""
     monkeypatch.setattr(meshes, "SHARD_FROM", 64)
     mesh = meshes.make(Mesh(data=1, fsdp=8), 8)
     init, _ = methods.programs(diffusion_config)
