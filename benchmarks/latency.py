@@ -15,8 +15,9 @@ killed: a rented accelerator is had for minutes.
 
 FLOPs: XLA counts the body of a loop once, whatever its turns, so a sampler's FLOPs are counted as
 text + network calls x one call + decode, a guided call being one on the doubled batch. What a
-sampler adds to its calls, some operations a pixel, is left out. Bytes are XLA's count of the
-compiled part, times the turns of its loop.
+sampler adds to its calls, some operations a pixel, is left out. Bytes are those that the compiled
+program's instructions read and write, loops multiplied out: what a cache keeps from memory counts
+too, so that a small program may have more than the ceiling.
 """
 
 import dataclasses
@@ -162,17 +163,21 @@ def measure(
         typed = subject.computed_in(dtype)
         place = programs.placing(typed)
         most = None
-        for batch, part in itertools.product(dict.fromkeys(options.batches), programs.PARTS):
-            unit = programs.planned(typed, how, batch, part, flops, place)
-            seconds = end - time.monotonic()
-            if seconds > 0 and not _is_done(report, dtype, unit, seconds):
+        for batch in dict.fromkeys(options.batches):
+            # All of a batch take turns, so that its parts and its whole had the same machine.
+            parts = [
+                programs.planned(typed, how, batch, part, flops, place) for part in programs.PARTS
+            ]
+            unit, seconds = list(itertools.chain(*parts)), end - time.monotonic()
+            todo = [one for one in unit if not _is_done(report, dtype, [one], seconds)]
+            if seconds > 0 and todo:
                 if most is None:
                     most = ceilings.measured(dtype)
                     of_dtypes[dtype] = most._asdict()
-                found = _timings(report, dtype, unit, options.repeats, seconds, say)
-                _put(report, dtype, unit, found, most, seconds)
+                found = _timings(report, dtype, todo, options.repeats, seconds, say)
+                _put(report, dtype, todo, found, most, seconds)
                 _save(report, path)
-            left += not _is_done(report, dtype, unit, given)
+            left += sum(not _is_done(report, dtype, part, given) for part in parts)
     report["left"] = left
     _save(report, path)
     return left
@@ -232,9 +237,9 @@ def _timings(
     seconds: float,
     say: Callable[[str], None],
 ) -> list[Timing | str]:
-    """The timings of one part's programs, or why they were skipped.
+    """The programs' timings, or why they were skipped.
 
-    What was measured before tells which one cannot fit: not even a first run is tried then.
+    What was measured before tells whether the first can fit: if not, not even a run is tried.
     """
     alike = [row for row in report["measured"] if row["dtype"] == dtype]
     pace = [
@@ -244,7 +249,7 @@ def _timings(
     ]
     compiles = [row["compile_seconds"] for row in alike if row["part"] == unit[0].part]
     compile = statistics.median(compiles or [0.0])
-    run = min(pace, default=0.0) * min(program.flops for program in unit)
+    run = min(pace, default=0.0) * unit[0].flops
     if compile + 2 * run > seconds:
         reason = (
             f"needs about {compile:.0f} s to compile and {run:.3g} s a run; {seconds:.0f} are left"
@@ -269,7 +274,7 @@ def _put(
     most: ceilings.Ceilings,
     seconds: float,
 ) -> None:
-    """The part's rows in the report, in the place of any that it had."""
+    """The programs' rows in the report, in the place of any that they had."""
     keys = {_key(_which(dtype, program)) for program in unit}
     for field in ("measured", "skipped"):
         report[field] = [row for row in report[field] if _key(row) not in keys]
@@ -284,19 +289,16 @@ def _put(
 def _measured(
     dtype: str, program: Program, found: Timing, most: ceilings.Ceilings
 ) -> dict[str, Any]:
-    # Of the whole, the turns of the loop are only a part, and their bytes are told with denoise.
-    counted = found.bytes is not None and program.part != "whole"
-    moved = program.turns * found.bytes if counted and found.bytes else None
     return _which(dtype, program) | {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": program.devices,
         "flops": program.flops,
-        "bytes": moved,
+        "bytes": found.bytes,
         "compile_seconds": found.compile,
         "seconds": timing.spread(found.runs),
         "seconds_per_image": found.median / program.batch,
         "ceilings": most._asdict(),
-        **ceilings.shares(program.flops, moved, found.median, most),
+        **ceilings.shares(program.flops, found.bytes, found.median, most),
     }
 
 

@@ -41,8 +41,6 @@ class Program:
     batch: int
     devices: int
     flops: float
-    turns: int
-    """Turns of the loop that XLA counts once."""
     candidate: Candidate
 
 
@@ -197,25 +195,25 @@ def _program(
 
     side, channels = config.side, model.backbone.channels
     codec = {name: tree for name, tree in subject.weights.items() if name == "codec"}
-    kind, work, turns, function, arguments, prepared = {
-        "whole": ("network", text + network + decode, calls,
+    kind, work, function, arguments, prepared = {
+        "whole": ("network", text + network + decode,
                   functools.partial(whole, config, sampler), called, _from_ids(ids)),
-        "text": ("text", text, 1, encode,
+        "text": ("text", text, encode,
                  lambda p: (_some(p.weights, "text"), called(p)[2]), timing.computed),
-        "denoise": ("network", network, calls, functools.partial(denoise_part, config, sampler),
+        "denoise": ("network", network, functools.partial(denoise_part, config, sampler),
                     lambda p: (_some(p.weights, "denoiser"), p.key, features(p)), timing.computed),
-        "decode": ("decode", decode, 1, functools.partial(decode_part, config),
+        "decode": ("decode", decode, functools.partial(decode_part, config),
                    lambda p: (_some(p.weights, *codec), noise(p, side, side, channels)),
                    timing.computed),
-        "transfer": ("transfer", 0.0, 1, to_uint8,
+        "transfer": ("transfer", 0.0, to_uint8,
                      lambda p: (noise(p, config.data.size, config.data.size, 3),), _to_host),
-        "dispatch": ("dispatch", 0.0, 1, lambda weights, key, caption: caption + 1,
+        "dispatch": ("dispatch", 0.0, lambda weights, key, caption: caption + 1,
                      called, _from_ids(ids)),
     }[part]  # fmt: skip
     label = f"batch {batch}, {part} of {titles[0]}{' and others' * (len(titles) > 1)}"
     function = meshes.known(mesh_of(devices), function)  # as where jaxgen itself draws
     candidate = Candidate(label, kind, work, function, lambda: arguments(place(devices)), prepared)
-    return Program(part, titles, batch, devices, work, turns, candidate)
+    return Program(part, titles, batch, devices, work, candidate)
 
 
 def _from_ids(ids: Int32[np.ndarray, "b length"]) -> Callable[..., Callable[[], Any]]:
