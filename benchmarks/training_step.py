@@ -19,7 +19,7 @@ from jaxgen import methods, stages
 from jaxgen.config import Experiment
 from jaxgen.data.pipeline import batches, iterate
 from jaxgen.data.source import Source
-from jaxgen.data.sources import open_source
+from jaxgen.data.sources import opened
 from jaxgen.errors import UserError
 from jaxgen.runtime import costs, loop
 from jaxgen.runtime import mesh as meshes
@@ -182,7 +182,7 @@ def _source(config: Experiment, folder: Path) -> Source:
     if kind == "imagefolder" and not Path(path).is_dir():
         training_data.write_pictures(folder, PICTURES, data.size)
         data = dataclasses.replace(data, name=f"imagefolder:{folder}", root=str(folder))
-    return open_source(data.name, "train", data.size, data.root, None, data.label)
+    return opened(data, "train")
 
 
 def _resolved(config: Any, source: Source) -> tuple[Any, Any]:

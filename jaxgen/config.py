@@ -34,6 +34,9 @@ class Data:
     label: str = ""
     """Which class field of the records is the label (openmoji: label, the groups, or sublabel,
     the subgroups); none: the set's first."""
+    caption: Literal["text", "label"] = "text"
+    """What is said of a picture: the set's captions, or no more than the name of its label, which
+    leaves open which of the label's pictures it is."""
     root: str = "data"
     """Folder where prepared data sets are kept."""
     size: int = 32

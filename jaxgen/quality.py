@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from jaxgen import methods, stages
 from jaxgen.config import Experiment
 from jaxgen.data.source import Source, digest
-from jaxgen.data.sources import open_source
+from jaxgen.data.sources import opened
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
@@ -167,11 +167,9 @@ def both_splits(config: Experiment, name: str) -> tuple[Source, Source]:
     Those of the config's own data, which an empty name means, have its labels.
     """
     data = config.data
-    label = data.label if name in ("", data.name) else ""
-    return tuple(  # pyright: ignore[reportReturnType]
-        open_source(name or data.name, split, data.size, data.root, label=label)
-        for split in ("train", "test")
-    )
+    if name not in ("", data.name):
+        data = dataclasses.replace(data, name=name, label="")
+    return opened(data, "train"), opened(data, "test")
 
 
 def asked(loaded: Loaded, source: Source, first: int, most: int, seed: int) -> Asked:

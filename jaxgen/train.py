@@ -20,7 +20,7 @@ from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.data.pipeline import Shared, batches, iterate
 from jaxgen.data.source import Source
-from jaxgen.data.sources import open_source
+from jaxgen.data.sources import opened
 from jaxgen.errors import EXIT_INTERRUPTED, UserError, reported
 from jaxgen.runtime import classes, hosts, loop, once, pictures, reconstructions, run
 from jaxgen.runtime import mesh as meshes
@@ -210,7 +210,7 @@ def _drawn(config: Experiment, filled: dict[str, Any], source: Source) -> Source
 def _opened(config: Experiment, split: str) -> Source:
     data = config.data
     with _counting(f"preparing {data.name}", "image") as progress:
-        return open_source(data.name, split, data.size, data.root, progress, data.label)
+        return opened(data, split, progress)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """Data sets by name: what stands before a colon is the kind, what follows says which, or where."""
 
+import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxgen.config import Data
 from jaxgen.data import catalogue, digits, fashion_mnist, imagefolder, openmoji
 from jaxgen.data.source import Record, Source, suggestion
 from jaxgen.errors import UserError
 
-__all__ = ["Record", "Source", "open_source"]
+__all__ = ["Record", "Source", "open_source", "opened"]
 
 NAMES = (
     "openmoji",
@@ -19,6 +22,22 @@ NAMES = (
     "tfds:NAME",
 )
 ONE_LABEL = ("digits", "fashion-mnist", "imagefolder")  # their pictures have classes of one kind
+
+
+def opened(data: Data, split: str, progress: Callable[[int, int], None] | None = None) -> Source:
+    """One split of the data set that a config names, its captions as it wants them.
+
+    Raises `UserError` as `open_source`.
+    """
+    source = open_source(data.name, split, data.size, data.root, progress, data.label)
+    return by_label(source) if data.caption == "label" else source
+
+
+def by_label(source: Source) -> Source:
+    """The pictures with the words of their label in the place of their captions."""
+    said = [re.sub(r"[-_]+", " ", name) for name in source.labels]
+    captions = tuple((said[label],) for label in source.label_ids)
+    return dataclasses.replace(source, captions=captions)
 
 
 def open_source(

@@ -9,8 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxgen.config import Data
 from jaxgen.data import source
-from jaxgen.data.sources import open_source
+from jaxgen.data.sources import open_source, opened
 from jaxgen.errors import UserError
 
 
@@ -126,6 +127,17 @@ def test_the_class_is_that_of_the_field_asked_for(root):
 def test_sets_with_one_kind_of_classes_take_no_label(root, name):
     with pytest.raises(UserError, match=r"--data.label 'sublabel': .* give --data.label="):
         open_source(name, "train", 8, root, label="sublabel")
+
+
+def test_a_caption_may_be_no_more_than_the_name_of_the_class(root):
+    said = opened(Data(name="tfds:jaxgen_tiny_captioned", size=8, root=str(root)), "train")
+    vague = Data(name="tfds:jaxgen_tiny_captioned", size=8, root=str(root), caption="label")
+    found = opened(vague, "train")
+    assert said.captions != found.captions
+    assert {record.captions for record in found} == {(name,) for name in found.labels}
+    assert all(r.captions == (found.labels[r.label],) for r in found)
+    assert found.fingerprint != said.fingerprint
+    assert (found[3].image == said[3].image).all()
 
 
 def test_parts_of_a_split(root):
