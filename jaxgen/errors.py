@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 
@@ -43,6 +44,9 @@ def reported() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _end("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # who read what is printed, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAULT)
     except Exception as error:
         told = mendable(error)
         if told is None:

@@ -52,10 +52,13 @@ class Options:
     """Most samples of each set of captions, one a caption."""
     data: str = ""
     """Data set with the real images; that of the run by default."""
+    root: str = ""
+    """Folder of prepared data sets; that of the run by default."""
     seed: int = 0
     """Seed of captions, noise and intervals."""
     out: str = ""
-    """JSON file to write, RUN/quality.json by default; for a classifier the folder to write to."""
+    """JSON file to write, by default quality.json in the run's folder, and quality_NAME.json here
+    for what comes with jaxgen or was published; for a classifier the folder to write to."""
 
     def check(self) -> None:
         """Raises UserError for options that are wrong whatever the run is."""
@@ -69,7 +72,7 @@ class Options:
 
     def check_for_classifier(self) -> None:
         """Raises UserError for options that a classifier, which only predicts, does not take."""
-        taken = ("run", "data", "out")
+        taken = ("run", "data", "root", "out")
         given = [
             f"--{field.name.replace('_', '-')}"
             for field in dataclasses.fields(self)
@@ -84,7 +87,7 @@ class Options:
     def counts(self) -> list[int]:
         """The numbers of steps; none where the method shall choose."""
         try:
-            return [int(part) for part in self.steps.replace(" ", ",").split(",") if part]
+            return [int(part) for part in self.steps.split(",")] if self.steps else []
         except ValueError:
             raise UserError(f"--steps {self.steps!r}: give whole numbers such as 8,4,1") from None
 
@@ -96,6 +99,8 @@ def main() -> None:
         folders = [stages.run_folder(run) for run in options.run]
         meshes.prepare(quality.BATCH, stages.compiled_beside(folders[0]))
         runs = [stages.read_unfinished(folder, _say) for folder in folders]
+        if options.root:
+            runs = [_with_root(loaded, options.root) for loaded in runs]
         if hasattr(methods.of(runs[0].config), "predict"):
             if options.out and len(runs) > 1:
                 raise UserError(f"--out {options.out} is one folder for several classifiers")
@@ -126,6 +131,8 @@ def _samples(runs: Sequence[Loaded], options: Options) -> None:
             )
     sources = quality.both_splits(runs[0].config, options.data)
     real = quality.real_images(*sources, network, Path(first.root) / ".features")
+    for note in _notes(runs, network, options.data or first.name):
+        _say(note)
     print(f"grader: {network.title}")
     floor = quality.floor(real, options.samples, options.seed)
     report = functools.partial(_report, options, network, options.data or first.name, sources)
@@ -144,6 +151,29 @@ def _samples(runs: Sequence[Loaded], options: Options) -> None:
     print(f"numbers, with all intervals: {out}")
 
 
+def _with_root(loaded: Loaded, root: str) -> Loaded:
+    data = dataclasses.replace(loaded.config.data, root=root)
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
+
+
+def _notes(runs: Sequence[Loaded], network: FeatureNetwork, data: str) -> list[str]:
+    """Who learnt pictures of another set than those that are measured against."""
+    learnt = {str(loaded.folder): loaded.config.data.name for loaded in runs}
+    if network.description.learnt:
+        learnt["the grader"] = network.description.learnt
+    return [
+        f"note: {who} learnt {name}, and is measured on {data}"
+        for who, name in learnt.items()
+        if _set(name) != _set(data)
+    ]
+
+
+def _set(name: str) -> str:
+    """The data set's name; of OpenMoji without its groups."""
+    kind = name.partition(":")[0]
+    return kind if kind == "openmoji" else name
+
+
 def _accuracy(loaded: Loaded, options: Options) -> None:
     """A classifier is measured by how often it is right."""
     method: Any = methods.of(loaded.config)
@@ -160,6 +190,8 @@ def _accuracy(loaded: Loaded, options: Options) -> None:
     folder = storage.folder(options.out) if options.out else loaded.folder
     if stages.comes_with_jaxgen(folder):
         folder = Path(f"{loaded.config.name}_evaluation")
+    if not storage.is_remote(folder) and not folder.parent.is_dir():
+        raise UserError(f"--out {folder}: {folder.parent} is no folder; make it first")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is no folder, which a classifier's numbers need")
     one = jax.ShapeDtypeStruct((1, source.size, source.size, 3), np.uint8)
@@ -233,8 +265,10 @@ def _tables(rows: Sequence[Row], floor: dict[str, Estimate], sources: tuple[Sour
         parts.append("\n".join([head, *table]))
     chance = [100 * at / sum(map(len, sources)) for at in (1, 5, 10)]
     parts.append(
-        "shares in %, ± the longer side of the 95 % interval; told: held-out accuracy of the "
-        "expert judge, 50 is fooled; R@1, 5, 10 by chance: "
+        "shares in %, ± the longer side of the 95 % interval (of KID, 1.96 standard errors); a "
+        "classifier of few pictures as grader sees noise and blur in Fréchet, KID, recall and "
+        "coverage, hardly in precision and density; told: held-out accuracy of the expert "
+        "judge, 50 is fooled; R@1, 5, 10 by chance: "
         f"{chance[0]:.2f}, {chance[1]:.1f}, {chance[2]:.1f}; "
         "modes: training images that are nearest to some sample, over the most possible; "
         "nearest: distance to the nearest training image over that of held-out real images; "
@@ -255,9 +289,8 @@ def _cells(found: dict[str, Estimate], columns: dict[str, tuple[str, float, int]
 
 
 def _default_out(loaded: Loaded) -> Path:
-    return (
-        Path("quality.json") if stages.is_given(loaded.folder) else loaded.folder / "quality.json"
-    )
+    given = stages.is_given(loaded.folder)
+    return Path(f"quality_{loaded.config.name}.json") if given else loaded.folder / "quality.json"
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -301,7 +301,12 @@ def samplers(
 
 
 def as_json(row: Row, network: FeatureNetwork) -> dict[str, Any]:
-    """The row as JSON values; every metric's name says by which network, from how many samples."""
+    """The row as JSON values; every metric's name says by which network, from how many samples.
+
+    KID has its standard error beside the interval that is made of it.
+    """
+    metrics: dict[str, dict[str, float]] = {n: e._asdict() for n, e in row.found.items()}
+    metrics["kid"]["error"] = (row.found["kid"].high - row.found["kid"].value) / bootstrap.NORMAL_95
     which = f"({network.title}; {row.count} samples)"
     return {
         "run": row.run,
@@ -310,14 +315,16 @@ def as_json(row: Row, network: FeatureNetwork) -> dict[str, Any]:
         "network_calls": sampling.network_calls(row.sampler) if row.sampler else 1,
         "seconds_per_image": row.seconds,
         "batch": row.batch,
-        "metrics": {f"{name} {which}": value._asdict() for name, value in row.found.items()},
+        "metrics": {f"{name} {which}": value for name, value in metrics.items()},
     }
 
 
 def _classifier(name: str) -> FeatureNetwork:
     if ":" not in name and not Path(name).exists():  # shipped:NAME and gs://… have one
         known = ", ".join(networks.NETWORKS)
-        raise UserError(f"--features {name} is no folder of a classifier, and none of {known}")
+        raise UserError(
+            f"--features {name} is no folder of a classifier, and none of {CLASSIFIER}, {known}"
+        )
     loaded = stages.read(stages.run_folder(name))
     method: Any = methods.of(loaded.config)
     if not hasattr(method, "features"):
@@ -345,6 +352,7 @@ def _classifier(name: str) -> FeatureNetwork:
         source="",
         load=lambda _: loaded.weights,
         see=see,
+        learnt=loaded.config.data.name,
     )
     return FeatureNetwork(description, jax.device_put(loaded.weights))
 

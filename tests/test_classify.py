@@ -138,7 +138,7 @@ def test_classify_names_what_it_sees_in_pictures_of_any_kind(folder: Path, here,
     [
         ([], "name at least one picture"),
         (["nowhere.png"], "nowhere.png is no file"),
-        (["pictures"], "pictures is no file"),
+        (["pictures"], "pictures is a folder; name the pictures in it, such as pictures/*.png"),
         (["config.py"], "config.py cannot be read as a picture: no PNG, JPEG or WebP picture"),
         (["pictures/red/1.png", "empty.png"], "empty.png cannot be read as a picture: empty"),
         (["--run=runs/nothing", "pictures/red/1.png"], "runs/nothing is no run folder"),

@@ -145,6 +145,24 @@ def test_an_interrupted_measurement_keeps_what_is_measured(
     assert not (folder / "part.json").exists(), "what was measured before is not touched"
 
 
+def test_who_learnt_other_pictures_is_named(folder: Path, door, capsys) -> None:
+    """And what is prepared of them lies under --root."""
+    copied = shutil.copytree(folder / "pictures", folder / "copied")
+    options = ("--run=runs/student", "--features=runs/grader", "--samples=16", "--steps=1")
+    door(*options, "--out=own.json", "--root=elsewhere")
+    assert "note:" not in capsys.readouterr().err
+    assert list(Path("elsewhere/.features").iterdir())
+    door(*options, "--out=other.json", f"--data=imagefolder:{copied.name}")
+    told = capsys.readouterr().err
+    learnt = "learnt imagefolder:pictures, and is measured on imagefolder:copied"
+    assert f"note: runs/student {learnt}" in told
+    assert f"note: the grader {learnt}" in told
+    kid = [v for r in json.loads(Path("own.json").read_text())["rows"]
+           for name, v in r["metrics"].items() if name.startswith("kid")]  # fmt: skip
+    for value in kid:
+        assert value["error"] == pytest.approx((value["high"] - value["value"]) / 1.959964)
+
+
 def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) -> None:
     door("--run=runs/grader")
     assert "held-out accuracy" in capsys.readouterr().out
@@ -167,6 +185,8 @@ def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) ->
         (("--run=runs/nothing",), "runs/nothing is no run folder"),
         (("--run=runs/student", "--steps=x"), "--steps 'x': give whole numbers"),
         (("--run=runs/student", "--steps=0"), "steps is 0"),
+        (("--run=runs/student", "--steps=2,,1"), "--steps '2,,1': give whole numbers"),
+        (("--run=runs/grader", "--out=no/where/x"), "--out no/where/x: no/where is no folder"),
         (("--run=runs/student", "--samples=3"), "--samples is 3"),
         (
             ("--run=runs/student", "--features=efficientnet-lite0"),
@@ -178,7 +198,7 @@ def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) ->
             ("--run=runs/student", "--features=inception", "--weights=pictures/red/0.png"),
             "SHA-256",
         ),
-        (("--run=runs/student", "--features=inceptionv3"), "and none of efficientnet-lite0, inc"),
+        (("--run=runs/student", "--features=inceptionv3"), "and none of shipped:classifier, eff"),
         (
             ("--run=runs/student", "--features=runs/grader", "--weights=pictures/red/0.png"),
             "--weights pictures/red/0.png goes with efficientnet-lite0, inception",
@@ -244,7 +264,7 @@ def test_both_splits_have_the_labels_that_the_run_was_trained_by() -> None:
     loaded = stages.read(stages.run_folder("shipped:classifier"))
     with pytest.MonkeyPatch.context() as patch:
         asked = []
-        patch.setattr(quality, "open_source", lambda *a, label: asked.append((*a[:2], label)))
+        patch.setattr(quality, "opened", lambda d, split: asked.append((d.name, split, d.label)))
         quality.both_splits(loaded.config, "")
         quality.both_splits(loaded.config, "digits")
     assert asked == [

@@ -52,6 +52,8 @@ def decode(file: Path | bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
 def open_picture(file: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The picture that a user names, as `decode` makes it; `UserError` where it cannot be used."""
+    if Path(file).is_dir():
+        raise UserError(f"{file} is a folder; name the pictures in it, such as {file}/*.png")
     if not Path(file).is_file():
         raise UserError(f"{file} is no file; check the path")
     try:

@@ -107,5 +107,5 @@ def likeness(
         "recall": bootstrap.of_share(near.recall, at_most=samples),
         "density": bootstrap.of_mean(near.density, rng, own),
         "coverage": bootstrap.of_share(near.coverage, at_most=samples),
-        "modes": covered._replace(low=max(covered.low, 0.0)),
+        "modes": covered._replace(low=max(covered.low, 0.0), high=min(covered.high, 1.0)),
     }

@@ -53,6 +53,8 @@ class Description:
     """From weights and images to features; compiled by `FeatureNetwork`."""
     sha256: str = ""
     """First digits of the checksum of the published file, where it is known."""
+    learnt: str = ""
+    """The data set that a classifier of jaxgen's own learnt."""
 
     @property
     def title(self) -> str:

@@ -17,6 +17,7 @@ Images = UInt8[np.ndarray, "n h w 3"]
 MARGIN, TEXT = 6, 12
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 RIGHT, WRONG, EMPTY = (30, 90, 180), (205, 50, 40), (240, 240, 240)  # cells of a confusion matrix
+COLOURS = "blue: right, red: wrong"
 NAMED, LONGEST = 20, 200  # classes named beside a confusion matrix, and pixels of a name
 
 
@@ -80,7 +81,7 @@ def _named(
     counts: Int[np.ndarray, "c c"], labels: Sequence[str], font: ImageFont.FreeTypeFont
 ) -> Image.Image:
     cell, line = 36, TEXT + 4
-    title = f"true class (rows, {counts.sum()} images), taken for (columns)"
+    title = f"true class (rows, {counts.sum()} images) taken for (columns); {COLOURS}"
     names = max(int(font.getlength(label)) + 1 for label in labels)
     left, top = names + 2 * MARGIN, names + line + 3 * MARGIN
     width = max(left + (len(labels) + 1) * cell, int(font.getlength(title))) + 2 * MARGIN
@@ -110,13 +111,14 @@ def _listed(
 ) -> Image.Image:
     cell, line = max(3, 800 // len(labels)), TEXT + 4
     side, top = len(labels) * cell, line + 2 * MARGIN
-    rows = [f"{len(labels)} classes, {counts.sum()} images; most frequent mistakes:", ""]
+    right = 100 * np.trace(counts) / max(counts.sum(), 1)
+    rows = [f"{counts.sum()} images of {len(labels)} classes, {right:.1f} % right; mistakes:", ""]
     for count, true, taken in classification.mistakes(counts)[: side // line - len(rows)]:
         rows.append(f"{count} of {counts[true].sum()}  {labels[true]}  as  {labels[taken]}")
     width = max(int(font.getlength(row)) + 1 for row in rows)
     page = Image.new("RGB", (side + 4 * MARGIN + width, top + side + MARGIN), PAPER)
     pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, MARGIN), "true class (rows), taken for (columns)", INK, font)
+    pen.text((MARGIN, MARGIN), "true class (rows) taken for (columns); " + COLOURS, INK, font)
     page.paste(_cells(counts, cell), (MARGIN, top))
     for n, row in enumerate(rows):
         pen.text((side + 3 * MARGIN, top + n * line), row, INK, font)

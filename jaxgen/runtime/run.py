@@ -69,7 +69,10 @@ def description(folder: Path) -> tuple[str, Any, str]:
         tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
         return found["method"], found["config"], tokenizer
     except FileNotFoundError:
-        raise UserError(f"{folder} is no run folder: it has no {sought}") from None
+        raise UserError(
+            f"{folder} is no run folder: it has no {sought}; train one, or name one of jaxgen's "
+            "own, such as shipped:diffusion and shipped:classifier"
+        ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read ({error})") from None
 
