@@ -101,6 +101,7 @@ def draw(report: Report, path: Path) -> str:
         axes.grid(alpha=0.3, which="both")
         axes.legend(title="with number of steps, bars: 95 %")
         hardware = report["hardware"]
-        axes.set_title(f"training captions, {hardware['count']} x {hardware['device']}")
+        on = f"{hardware['count']} x {hardware['device']}"
+        axes.set_title(f"training captions, {on}; features: {report['grader']}", fontsize=8)
 
     return charts.figure(path, (6.4, 4.4), fill)
