@@ -34,12 +34,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from jaxgen import methods, stages
 from jaxgen.diffusion import sampler as samplers
 from jaxgen.diffusion.sampler import Sampler
-from jaxgen.text import tokenizer as words
 
 LEVELS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
           "beta_end": 0.012, "steps_offset": 1}  # fmt: skip
 TEXT = (
-    "a red heart, un cœur rouge. the sleeping cat's face; trois pommes vertes and 12 lemons! " * 3
+    "a red heart, un cœur rouge. the sleeping cat's face; trois pommes vertes and 12 lemons! yes!! "
+    * 3
 )
 
 
@@ -167,9 +167,9 @@ def both(
     asked: dict[str, Any] = {}
     if negative:
         asked["negative_prompt"] = [negative] * count
-        more["negative"] = words.encode(loaded.tokenizer, [negative] * count, config.caption_length)
+        more["negative"] = config.encode(loaded.tokenizer, [negative] * count)
     key = jax.random.key(3)
-    ids = words.encode(loaded.tokenizer, prompts, config.caption_length)
+    ids = config.encode(loaded.tokenizer, prompts)
     ours = np.asarray(draw(loaded.weights, key, ids, sampler, **more))
 
     noise_key, sampler_key = jax.random.split(key)

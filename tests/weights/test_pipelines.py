@@ -28,7 +28,7 @@ from jaxgen.text.encoder import CLIP_L, OPENCLIP_BIGG, OPENCLIP_H
 from jaxgen.weights import hub, layouts, outward, pipelines
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
-PROMPTS = ["a red heart", "trois pommes vertes"]
+PROMPTS = ["a red heart!", "trois pommes, yes!! vertes!"]
 
 
 @pytest.fixture(scope="module")
