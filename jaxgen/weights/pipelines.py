@@ -137,9 +137,12 @@ def _described(folder: Path) -> tuple[Pipeline, Tokenizer]:
     schedule, prediction, turbo = layouts.schedule(
         _json(folder / "scheduler" / "scheduler_config.json"), str(folder / "scheduler")
     )
-    side = config["unet"].get("sample_size") or 64
-    if not isinstance(side, int):
+    side = config["unet"].get("sample_size")
+    side = 64 if side is None else side
+    if not isinstance(side, int) or isinstance(side, bool):
         raise UserError(f"{folder / 'unet'}: sample_size is {side}; only square images are drawn")
+    if side < 1:
+        raise UserError(f"{folder / 'unet'}: sample_size is {side}; codes have a side of 1 or more")
     size = side * autoencoder.factor
     model = Denoiser(
         text=texts[0],
