@@ -122,6 +122,12 @@ def test_every_way_of_saving_reads_the_same(folder, tmp_path):
         assert leaf.ndim == 0 or not leaf.flags.owndata, f"{name} was copied"
     old = shutil.copytree(path, tmp_path / "old")
     state = load_file(old / "vae" / "diffusion_pytorch_model.safetensors")
+    # Pickles beside them are another form of the same weights, which nobody asked for.
+    index = json.dumps({"weight_map": {"conv_in.weight": "diffusion_pytorch_model-1.bin"}})
+    (old / "unet" / "diffusion_pytorch_model.bin.index.json").write_text(index)
+    (old / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        old / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    )
     save_file({_old(name): _as_old(name, leaf) for name, leaf in state.items()},
               old / "vae" / "diffusion_pytorch_model.safetensors")  # fmt: skip
     for name, leaf in _flat(old).items():
@@ -216,9 +222,15 @@ def test_what_our_latent_configs_train_goes_out(name, wider):
 def test_of_a_repository_what_is_needed_is_fetched(monkeypatch, half):
     """Full precision where it is there; neither pickles nor what nobody draws with."""
     network = ["unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    network += ["unet/diffusion_pytorch_model.safetensors.index.fp16.json"]
     network += [] if half else ["unet/diffusion_pytorch_model.safetensors"]
     others = ["model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
-    left = ["v1-5.ckpt", "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors"]
+    left = [
+        "unet/diffusion_pytorch_model.bin.index.json",
+        "v1-5.ckpt",
+        "unet/diffusion_pytorch_model.bin",
+        "safety_checker/model.safetensors",
+    ]
     asked = {}
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name: [*network, *others, *left])
     monkeypatch.setattr(
@@ -226,7 +238,7 @@ def test_of_a_repository_what_is_needed_is_fetched(monkeypatch, half):
         lambda name, allow_patterns: asked.update({name: sorted(allow_patterns)}) or "/cache",
     )
     assert hub.located("hf:owner/name") == Path("/cache")
-    wanted = network if half else [network[0], network[2]]
+    wanted = network if half else [network[0], network[3]]
     assert asked == {"owner/name": sorted(wanted + others)}
 
 
@@ -238,6 +250,29 @@ def test_a_repository_out_of_reach_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(UserError, match=r"hf:a/b cannot be fetched \(Name or .*known\); check"):
         stages.run_folder("hf:a/b")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v1-5.ckpt", r"v1-5.ckpt is one file, a pickle, which may run any program .* trust it"),
+        ("sd.safetensors", r"sd.safetensors is one file; weights are read from a folder of diff"),
+    ],
+)
+def test_one_file_of_weights_is_refused_with_the_way_out(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=message) as refused:
+        stages.run_folder(str(tmp_path / name))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_bare_name_of_a_repository_is_known_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is no run folder.*; if .* give hf:stabilityai/sd-turbo$"):
+        stages.read(stages.run_folder("stabilityai/sd-turbo"))
+    Path("runs").mkdir()
+    with pytest.raises(UserError, match=r"nor the model_index.json of published weights$"):
+        stages.read(stages.run_folder("runs/add"))
 
 
 def test_what_went_out_comes_in_again(folder, tmp_path):
@@ -294,9 +329,28 @@ def _escaping(path: Path):
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../vae/x.safetensors"}}))
 
 
-def _integers(path: Path):
+def _pickled_in_shards(path: Path):
     file = path / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file(load_file(file) | {"conv_in.bias": np.zeros(16, np.uint8)}, file)
+    file.rename(file.with_name("diffusion_pytorch_model-1.bin"))
+    index = file.with_suffix(".bin.index.json")
+    index.write_text(
+        json.dumps({"weight_map": {"conv_in.weight": "diffusion_pytorch_model-1.bin"}})
+    )
+
+
+def _of_type(kind: type):
+    def harm(path: Path):
+        file = path / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file(load_file(file) | {"conv_in.bias": np.zeros(16, kind)}, file)
+
+    return harm
+
+
+def _without_clip_sample(path: Path):
+    file = path / "scheduler" / "scheduler_config.json"
+    values = json.loads(file.read_text())
+    del values["clip_sample"]
+    file.write_text(json.dumps(values))
 
 
 def _without(path: Path):
@@ -354,11 +408,25 @@ def _without(path: Path):
         ),
         (lambda p: (p / "unet/config.json").unlink(), r"config.json is missing; copy the whole"),
         (lambda p: (p / "unet/config.json").write_text("{"), r"config.json cannot be read"),
+        (
+            lambda p: _edited(p, "scheduler/scheduler_config.json", clip_sample=True),
+            r"scheduler: clip_sample is True",
+        ),
+        (_without_clip_sample, r"scheduler: clip_sample is True, also where it is absent"),
+        (lambda p: _edited(p, "unet/config.json", sample_size=-8), r"unet: sample_size is -8"),
+        (lambda p: _edited(p, "unet/config.json", sample_size=0), r"unet: sample_size is 0;"),
+        (lambda p: _edited(p, "vae/config.json", scaling_factor=0), r"vae: scaling_factor is 0"),
+        (
+            lambda p: _edited(p, "vae/config.json", scaling_factor=float("nan")),
+            r"vae: scaling_factor is nan",
+        ),
         (_truncated, r"diffusion_pytorch_model.safetensors cannot be read"),
         (_long_header, r"diffusion_pytorch_model.safetensors cannot be read"),
         (_pickled, r"a pickle, which may run any program .* take the .safetensors"),
         (_escaping, r"names '../vae/x.safetensors', which is no file beside it: refused"),
-        (_integers, r"conv_in.bias is of type U8, which is not read"),
+        (_pickled_in_shards, r"holds diffusion_pytorch_model-1.bin, a pickle, which may run"),
+        (_of_type(np.uint8), r"conv_in.bias is of type U8, which is not read"),
+        (_of_type(np.int32), r"unet: .*: conv_in.bias is of int32, and no float"),
         (_without, r"1 tensors missing, first conv_out.bias \(4,\)"),
     ],
 )
