@@ -226,8 +226,7 @@ def _drawn(
     mesh = meshes.dividing(len(prompts))
     sample = meshes.known(mesh, functools.partial(method.sample, config))
     program = jax.jit(sample, static_argnums=3)
-    half = options.dtype == "bfloat16"
-    weights = meshes.put(loaded.weights, meshes.replicated(mesh), jnp.bfloat16 if half else None)
+    weights = placed(loaded.weights, mesh, half=options.dtype == "bfloat16")
     ids, more = jax.device_put((encoded(prompts), more), meshes.over_batch(mesh))
     key = jax.random.key(options.seed)
     begun = time.monotonic()
@@ -237,6 +236,18 @@ def _drawn(
     between = time.monotonic()
     images = np.asarray(ready(weights, key, ids, **more))
     return images, f"{time.monotonic() - between:.2f} s after {between - begun:.1f} s of {how}"
+
+
+def placed(weights: dict[str, Any], mesh: jax.sharding.Mesh, half: bool) -> dict[str, Any]:
+    """The weights on the mesh, whole on every device: they draw what fits into one.
+
+    As bfloat16 where they are to be `half`, but for the codec's: it computes in float32.
+    """
+    where = meshes.replicated(mesh)
+    return {
+        name: meshes.put(tree, where, jnp.bfloat16 if half and name != "codec" else None)
+        for name, tree in weights.items()
+    }
 
 
 def _sheet(images: np.ndarray, prompts: tuple[str, ...]) -> Image.Image:

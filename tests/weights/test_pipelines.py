@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import published
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jaxgen import config as configs
-from jaxgen import methods, stages
+from jaxgen import methods, sample, stages
 from jaxgen.config import Mesh
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
@@ -134,7 +135,8 @@ def test_every_way_of_saving_reads_the_same(folder, tmp_path):
         np.testing.assert_array_equal(leaf, weights[name], err_msg=name)
 
 
-def test_half_the_precision_becomes_float32_where_it_is_placed(folder, tmp_path):
+def test_half_the_precision_becomes_float32_where_it_is_placed(folder, tmp_path, monkeypatch):
+    """Of arrays that are split, in each device's part of them."""
     path, theirs = folder("sd15")
     half = shutil.copytree(path, tmp_path / "half")
     for file in half.rglob("*.safetensors"):
@@ -145,11 +147,30 @@ def test_half_the_precision_becomes_float32_where_it_is_placed(folder, tmp_path)
     assert {leaf.dtype.name for leaf in weights.values()} == {"float16", "float32"}
     mesh = meshes.make(Mesh(data=1, fsdp=-1), 8)
     tree = pipelines.load(half)[2]
+    monkeypatch.setattr(meshes, "SHARD_FROM", 256)
     placed = meshes.put(tree, meshes.over_parameters(mesh, tree))
+    whole = 0
     for name, leaf in flatten_dict(placed, sep="/").items():
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, weights[name].astype(np.float32), err_msg=name)
+        parts = {shard.data.size for shard in leaf.addressable_shards}
+        divides = any(n % mesh.size == 0 for n in leaf.shape)
+        assert parts == {leaf.size // (8 if leaf.size >= 256 and divides else 1)}, name
+        whole += parts == {leaf.size}
+    assert len(weights) - whole > 100
     del theirs
+
+
+def test_half_the_precision_is_not_for_the_codec(folder):
+    tree = pipelines.load(folder("sd15")[0])[2]
+    mesh = meshes.make(Mesh(data=1), 1, jax.devices()[:1])
+    for half, kind in ((True, "bfloat16"), (False, "float32")):
+        found = sample.placed(tree, mesh, half)
+        kinds = {
+            name: {leaf.dtype.name for leaf in jax.tree.leaves(part) if leaf.ndim > 1}
+            for name, part in found.items()
+        }
+        assert kinds == {"text": {kind}, "denoiser": {kind}, "codec": {"float32"}}
 
 
 @pytest.mark.parametrize(
