@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -159,6 +161,38 @@ def test_half_the_precision_becomes_float32_where_it_is_placed(folder, tmp_path,
         whole += parts == {leaf.size}
     assert len(weights) - whole > 100
     del theirs
+
+
+# How much more memory, in MiB, a process has had at most once it has placed a file's tensors.
+PLACING = """
+import resource, sys
+from pathlib import Path
+import jax, numpy as np
+from jaxgen.config import Mesh
+from jaxgen.runtime import mesh as meshes
+from jaxgen.weights import mapped
+
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+where = meshes.replicated(meshes.make(Mesh(data=1), 1, jax.devices()[:1]))
+jax.block_until_ready(meshes.put({"first": np.zeros(8, np.float16)}, where))
+before = most()
+placed = jax.block_until_ready(meshes.put(mapped.network(Path(sys.argv[1])), where))
+print(most() - before)
+"""
+
+
+def test_the_host_holds_the_model_and_one_tensor_at_most(tmp_path):
+    """Beside the file's pages, which are the system's to take back but count here too."""
+    count, one = 4, 64
+    half = np.full((one // 4, 2**20), 0.5, np.float16)
+    save_file({f"tensor{n}": half for n in range(count)}, tmp_path / "model.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", PLACING, str(tmp_path)], text=True, capture_output=True, check=True
+    )
+    file, model = count * one / 2, count * one
+    assert file + model <= float(done.stdout) < file + model + 1.5 * one
 
 
 def test_half_the_precision_is_not_for_the_codec(folder):
