@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import published
 import pytest
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from flax.traverse_util import flatten_dict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -375,9 +376,10 @@ def test_a_bare_name_of_a_repository_is_known_as_one(tmp_path, monkeypatch):
         stages.read(stages.run_folder("runs/add"))
 
 
-def test_what_went_out_comes_in_again(folder, tmp_path):
-    """Both text encoders, all weights, the tokenizer's padding."""
-    path, _ = folder("sdxl")
+@pytest.mark.parametrize("family", ["sdxl", "sd21"])
+def test_what_went_out_comes_in_again(folder, tmp_path, family):
+    """Both text encoders, all weights, the tokenizer's padding; and diffusers draws it the same."""
+    path, _ = folder(family)
     pipeline, tokenizer, weights = pipelines.load(path)
     outward.save(tmp_path / "again", pipeline, tokenizer, weights, "float32")
     again, words_again, back = pipelines.load(tmp_path / "again")
@@ -385,6 +387,10 @@ def test_what_went_out_comes_in_again(folder, tmp_path):
     assert words_again.get_vocab() == tokenizer.get_vocab()
     for name, leaf in flatten_dict(back, sep="/").items():
         np.testing.assert_array_equal(leaf, flatten_dict(weights, sep="/")[name], err_msg=name)
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "again")
+    theirs.set_progress_bar_config(disable=True)
+    ours, expected = published.both(path, theirs, PROMPTS, Sampler(steps=2, guidance=5.0))
+    np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
 
 
 @pytest.mark.parametrize(
