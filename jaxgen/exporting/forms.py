@@ -42,10 +42,17 @@ def diffusers(loaded: Loaded, folder: Path, dtype: str) -> list[str]:
     weights = method.merged(config, loaded.weights) if hasattr(method, "merged") else loaded.weights
     outward.save(folder, pipeline, loaded.tokenizer, weights, dtype)
     sampler = next(iter(method.samplers(config).values()))
+    spaced = []
+    if sampler.spacing != "trailing":
+        spaced = [
+            f"jaxgen draws it with --spacing={sampler.spacing}, the folder says trailing: at more "
+            "than one step diffusers visits other noise levels"
+        ]
     # diffusers calls both 0 and 1 no guidance.
     return [
+        *spaced,
         f"diffusers.DiffusionPipeline.from_pretrained, then call it with num_inference_steps="
-        f"{sampler.steps}, guidance_scale={sampler.guidance}"
+        f"{sampler.steps}, guidance_scale={sampler.guidance}",
     ]
 
 
