@@ -35,7 +35,6 @@ from jaxgen.metrics.bootstrap import of_share
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import pictures, run
 from jaxgen.stages import Loaded
-from jaxgen.text import tokenizer as words
 
 PROGRAM = "python -m benchmarks.finetune_flags"
 FLAGS, SHOWN, OLD_SHOWN = 30, 12, 4
@@ -166,7 +165,7 @@ def _old(options: Options, before: Loaded) -> Asked:
 
 
 def _drawn(loaded: Loaded, asked: Asked, seed: int) -> Images:
-    ids = words.encode(loaded.tokenizer, asked.captions, loaded.config.caption_length)
+    ids = loaded.config.encode(loaded.tokenizer, asked.captions)
     return quality.drawn(loaded, Sampler(steps=1), ids, seed)[0]
 
 

@@ -131,7 +131,7 @@ def text_part(
     model: Denoiser, guided: bool, weights: Weights, caption: Int[Array, "b length"]
 ) -> tuple[TextFeatures, TextFeatures | None]:
     """Features of the captions and, for guidance, of the empty one."""
-    empty = denoiser.empty_caption(model.text)[None]
+    empty = denoiser.empty_caption(model)[None]
     return (
         denoiser.encode(model, weights["text"], caption),
         denoiser.encode(model, weights["text"], empty) if guided else None,

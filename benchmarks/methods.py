@@ -35,7 +35,6 @@ from jaxgen.errors import UserError, reported
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime import pictures
 from jaxgen.stages import Loaded
-from jaxgen.text import tokenizer as words
 
 PROGRAM = "python -m benchmarks.methods"
 SIDE = 64  # pixels of a picture in the grid
@@ -248,7 +247,7 @@ def _drawn(loaded: Loaded, spec: Spec, captions: list[str]) -> UInt8[np.ndarray,
     counts = [int(spec.steps.split(",")[0])] if spec.steps else []
     sampler = quality.samplers(loaded, counts, None)[0]
     assert isinstance(sampler, Sampler)
-    ids = words.encode(loaded.tokenizer, captions, loaded.config.caption_length)
+    ids = loaded.config.encode(loaded.tokenizer, captions)
     program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
     return np.asarray(program(loaded.weights, jax.random.key(0), ids, sampler))
 

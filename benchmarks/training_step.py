@@ -199,7 +199,7 @@ def _data(config: Any, source: Source, tokenizer: Any, frozen: Any) -> Iterator[
     most = (getattr(text, "vocabulary", 0) or tokenizer.get_vocab_size()) - 1
 
     def encode(captions: Any) -> np.ndarray:
-        return np.minimum(words.encode(tokenizer, captions, config.caption_length), most)
+        return np.minimum(config.encode(tokenizer, captions), most)
 
     method = methods.of(config)
     image = jax.ShapeDtypeStruct((len(source), *[source.size] * 2, 3), np.uint8)

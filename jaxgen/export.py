@@ -14,11 +14,16 @@ from jaxgen.errors import UserError, reported
 from jaxgen.exporting import forms
 from jaxgen.runtime import mesh as meshes
 
+DEFAULT = "runs/add"
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    run: str = "runs/add"
-    """Folder of a finished run, shipped:NAME, or a folder of published weights."""
+    run: str = ""
+    """Folder of a finished run, or shipped:NAME; runs/add where neither this nor --weights is
+    given."""
+    weights: str = ""
+    """In the run's place: a folder of published weights, or hf:OWNER/NAME."""
     to: Literal["diffusers", "safetensors", "stablehlo"] = "diffusers"
     """diffusers: a folder that DiffusionPipeline.from_pretrained opens. safetensors: every tensor
     in one file. stablehlo: one program from token ids to pixels, which runs without jaxgen."""
@@ -33,6 +38,8 @@ class Options:
 
     def check(self) -> None:
         """Raises UserError for options that are wrong whatever the run is."""
+        if self.run and self.weights:
+            raise UserError("--run and --weights both say what goes out; give one of them")
         if not self.out:
             raise UserError("--out is missing; name a folder to make")
         if "://" in self.out:
@@ -47,7 +54,7 @@ class Options:
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], "python -m jaxgen.export")
-        folder = stages.run_folder(options.run)
+        folder = stages.run_folder(options.weights or options.run or DEFAULT)
         meshes.prepare(1, stages.compiled_beside(folder))
         loaded = stages.read(folder)
         out = Path(options.out).resolve()

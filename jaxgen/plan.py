@@ -110,7 +110,7 @@ def sampler(
     chosen = meshes.shaped(shapes[number], where)
     count = len(config.shown) or configs.SHOWN
     where = meshes.replicated(mesh) if count % mesh.size else meshes.over_batch(mesh)
-    ids = jax.ShapeDtypeStruct((count, config.caption_length), jnp.int32, sharding=where)
+    ids = jax.ShapeDtypeStruct((count, config.caption_ids), jnp.int32, sharding=where)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=meshes.replicated(mesh))
     program = jax.jit(
@@ -169,7 +169,7 @@ def _batch(config: Any, mesh: jax.sharding.Mesh, frozen: Any) -> tuple[dict[str,
     image = jax.ShapeDtypeStruct((b, side, side, 3), jnp.uint8)
     shapes = {
         "image": image,
-        "caption": jax.ShapeDtypeStruct((b, config.caption_length), jnp.int32),
+        "caption": jax.ShapeDtypeStruct((b, config.caption_ids), jnp.int32),
         "label": jax.ShapeDtypeStruct((b,), jnp.int32),
     }
     method = methods.of(config)

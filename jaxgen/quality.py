@@ -29,7 +29,6 @@ from jaxgen.metrics.resize import bicubic
 from jaxgen.models.eyes import EFFICIENTNET
 from jaxgen.runtime import mesh as meshes
 from jaxgen.stages import Loaded
-from jaxgen.text import tokenizer as words
 
 TRAINING, HELD_OUT = "training", "held-out"
 CLASSIFIER = "shipped:classifier"
@@ -177,7 +176,7 @@ def asked(loaded: Loaded, source: Source, first: int, most: int, seed: int) -> A
     rng = np.random.default_rng((seed, first))
     chosen = np.sort(rng.permutation(len(source))[:most])
     texts = [source.captions[n][rng.integers(len(source.captions[n]))] for n in chosen]
-    ids = words.encode(loaded.tokenizer, texts, loaded.config.caption_length)
+    ids = loaded.config.encode(loaded.tokenizer, texts)
     return Asked(ids, chosen + first)
 
 

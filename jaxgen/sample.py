@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import inspect
+import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -112,7 +113,6 @@ def main() -> None:
         loaded = _changed(loaded, options)
         sampler = _sampler(method.samplers(loaded.config), options)
         method.check_sampler(loaded.config, sampler)
-        length = loaded.config.caption_length
         seen = method.seen_words(loaded.weights)
         if options.negative_prompt and sampler.guidance == 1:
             raise UserError("--negative-prompt needs --guidance above 1, by which it leads away")
@@ -120,7 +120,7 @@ def main() -> None:
             _say("guidance 0 leaves the prompt out; for none, which diffusers calls 0, give 1")
         negative = (options.negative_prompt,) if options.negative_prompt else ()
         for prompt in options.prompt + negative:
-            for note in words.check_prompt(loaded.tokenizer, prompt, length, seen):
+            for note in _notes(loaded, prompt, seen):
                 _say(note)
         images, took = _drawn(loaded, method, sampler, options)
         pictures.save(_sheet(images, options.prompt), out)
@@ -164,6 +164,14 @@ def _say(line: str) -> None:
     print(f"jaxgen: {line}", file=sys.stderr)
 
 
+def _notes(loaded: stages.Loaded, prompt: str, seen: Collection[int]) -> list[str]:
+    """What the user should know of a prompt, by each of the tokenizers that read it."""
+    every = loaded.config.tokenizers(loaded.tokenizer)
+    length = loaded.config.caption_length
+    found = [words.check_prompt(each, prompt, length, seen) for each in every]
+    return list(dict.fromkeys(itertools.chain(*found)))
+
+
 def _sampler(own: dict[str, Sampler], options: Options) -> Sampler:
     chosen = {
         name: value
@@ -204,7 +212,7 @@ def _drawn(
     config, prompts = loaded.config, options.prompt
 
     def encoded(texts: Sequence[str]) -> np.ndarray:
-        return words.encode(loaded.tokenizer, texts, config.caption_length)
+        return config.encode(loaded.tokenizer, texts)
 
     more: dict[str, np.ndarray] = {}
     if options.negative_prompt:
@@ -218,8 +226,7 @@ def _drawn(
     mesh = meshes.dividing(len(prompts))
     sample = meshes.known(mesh, functools.partial(method.sample, config))
     program = jax.jit(sample, static_argnums=3)
-    half = options.dtype == "bfloat16"
-    weights = meshes.put(loaded.weights, meshes.replicated(mesh), jnp.bfloat16 if half else None)
+    weights = placed(loaded.weights, mesh, half=options.dtype == "bfloat16")
     ids, more = jax.device_put((encoded(prompts), more), meshes.over_batch(mesh))
     key = jax.random.key(options.seed)
     begun = time.monotonic()
@@ -229,6 +236,18 @@ def _drawn(
     between = time.monotonic()
     images = np.asarray(ready(weights, key, ids, **more))
     return images, f"{time.monotonic() - between:.2f} s after {between - begun:.1f} s of {how}"
+
+
+def placed(weights: dict[str, Any], mesh: jax.sharding.Mesh, half: bool) -> dict[str, Any]:
+    """The weights on the mesh, whole on every device: they draw what fits into one.
+
+    As bfloat16 where they are to be `half`, but for the codec's: it computes in float32.
+    """
+    where = meshes.replicated(mesh)
+    return {
+        name: meshes.put(tree, where, jnp.bfloat16 if half and name != "codec" else None)
+        for name, tree in weights.items()
+    }
 
 
 def _sheet(images: np.ndarray, prompts: tuple[str, ...]) -> Image.Image:

@@ -97,6 +97,7 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
                 raise UserError(
                     f"--{name.replace('_', '-')} {value!r} is no folder of weights or finished "
                     f"run, no config ({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
+                    f"{hub.hint(folder)}"
                 )
             config.accept(name, _config(folder), str(folder))
             sources[name] = folder

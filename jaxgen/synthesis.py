@@ -21,7 +21,6 @@ from jaxgen.diffusion.sampler import Sampler
 from jaxgen.runtime import mesh as meshes
 from jaxgen.stages import Loaded
 from jaxgen.state import stream
-from jaxgen.text import tokenizer as words
 
 FORMAT = 1  # to be raised where the code changes what is drawn
 
@@ -47,7 +46,7 @@ def drawn(
     sampler = Sampler(steps=drawing.steps, guidance=drawing.guidance)
     method.check_sampler(loaded.config, sampler)
     rows, captions = _asked(source, drawing.count, config.seed)
-    ids = words.encode(loaded.tokenizer, captions, loaded.config.caption_length)
+    ids = loaded.config.encode(loaded.tokenizer, captions)
     key = _key(loaded, sampler, captions, ids, config.seed)
     draw = _drawer(loaded, sampler, ids, config.seed)
     folder = Path(config.data.root) / "drawn" / key

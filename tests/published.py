@@ -34,13 +34,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from jaxgen import methods, stages
 from jaxgen.diffusion import sampler as samplers
 from jaxgen.diffusion.sampler import Sampler
-from jaxgen.text import tokenizer as words
 
 LEVELS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
           "beta_end": 0.012, "steps_offset": 1}  # fmt: skip
 TEXT = (
-    "a red heart, un cœur rouge. the sleeping cat's face; trois pommes vertes and 12 lemons! " * 3
+    "a red heart, un cœur rouge. the sleeping cat's face; trois pommes vertes and 12 lemons! yes!! "
+    * 3
 )
+
+WIDTH_2, PROJECTION = 24, 12  # of XL's second text encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Family:
     prediction: str = "epsilon"
     pair: bool = False
     turbo: bool = False
+    spread: float = 0.05
+    """Of the noise on every weight."""
 
 
 FAMILIES = {
@@ -121,7 +125,9 @@ def write(folder: Path, kind: Family) -> Any:
     else:
         scheduler = DDIMScheduler(**levels, clip_sample=False, set_alpha_to_one=True)
     if kind.pair:
-        second = _text(CLIPTextModelWithProjection, tokenizer("!"), 24, "gelu", projection_dim=12)
+        second = _text(
+            CLIPTextModelWithProjection, tokenizer("!"), WIDTH_2, "gelu", projection_dim=PROJECTION
+        )
         parts |= {"text_encoder_2": second, "tokenizer_2": tokenizer("!")}
         pipeline: Any = StableDiffusionXLPipeline(**parts, scheduler=scheduler)
     else:
@@ -134,7 +140,7 @@ def write(folder: Path, kind: Family) -> Any:
             part.eval()
             with torch.no_grad():
                 for weight in part.parameters():
-                    weight += 0.05 * torch.randn(weight.shape)
+                    weight += kind.spread * torch.randn(weight.shape)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
@@ -167,9 +173,9 @@ def both(
     asked: dict[str, Any] = {}
     if negative:
         asked["negative_prompt"] = [negative] * count
-        more["negative"] = words.encode(loaded.tokenizer, [negative] * count, config.caption_length)
+        more["negative"] = config.encode(loaded.tokenizer, [negative] * count)
     key = jax.random.key(3)
-    ids = words.encode(loaded.tokenizer, prompts, config.caption_length)
+    ids = config.encode(loaded.tokenizer, prompts)
     ours = np.asarray(draw(loaded.weights, key, ids, sampler, **more))
 
     noise_key, sampler_key = jax.random.split(key)
@@ -207,6 +213,37 @@ def both(
         ).images
     assert expected.std() > 0.02
     return ours / 255, expected
+
+
+def tensors(
+    theirs: Any, prompts: list[str], x: Any, t: Any, image: Any, codes: Any
+) -> dict[str, np.ndarray]:
+    """What the networks of a pipeline make of prompts, noisy codes, images and codes.
+
+    All arrays have their channels last; of one text encoder, `pooled` is left out.
+    """
+
+    def first(array: Any) -> torch.Tensor:
+        return torch.tensor(rearrange(array, "b h w c -> b c h w"))
+
+    found, conditions = {}, None
+    with torch.no_grad():
+        tokens, _, *pooled = theirs.encode_prompt(
+            prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        if pooled:
+            found["pooled"] = pooled[0].numpy()
+            side = theirs.unet.config.sample_size * 2.0
+            ids = torch.tensor([[side, side, 0, 0, side, side]] * len(prompts))
+            conditions = {"text_embeds": pooled[0], "time_ids": ids}
+        unet = theirs.unet(first(x), torch.tensor(t), tokens, added_cond_kwargs=conditions).sample
+        scale = theirs.vae.config.scaling_factor
+        code = theirs.vae.encode(first(image)).latent_dist.mean * scale
+        drawn = theirs.vae.decode(first(codes) / scale).sample
+    found["tokens"] = tokens.numpy()
+    for name, tensor in (("unet", unet), ("codes", code), ("image", drawn)):
+        found[name] = rearrange(tensor.numpy(), "b c h w -> b h w c")
+    return found
 
 
 def tokenizer(padding: str) -> CLIPTokenizer:

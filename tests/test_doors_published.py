@@ -64,7 +64,7 @@ def student(tmp_path_factory) -> Path:
     doors = [
         ("train", "--config=config.py"),
         ("export", "--run=runs/student", "--out=student"),
-        ("export", "--run=runs/student", "--out=flat", "--to=safetensors"),
+        ("export", "--weights=runs/student", "--out=flat", "--to=safetensors"),
         ("export", "--run=runs/student", "--out=program", "--to=stablehlo"),
         ("sample", "--weights=teacher", "--prompt=a red heart", "--negative-prompt=lemons",
          "--guidance=2", "--start=red.png", "--strength=0.5", "--steps=4", "--size=24",
@@ -109,12 +109,14 @@ def test_the_program_draws_without_jaxgen_what_jaxgen_draws(student):
     assert "jaxgen" not in "".join(
         line for line in (folder / "draw.py").read_text().splitlines() if "import" in line[:7]
     )
-    prompts = ["a red heart", "12 lemons"]
+    prompts = ["a red heart", "12 lemons " * 40 + "and a cat"]
     done = subprocess.run(
         [sys.executable, "draw.py", "--seed=5", *(f"--prompt={prompt}" for prompt in prompts)],
         cwd=folder, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "only the first 75 tokens of a prompt fit, cut: " in done.stderr
+    assert done.stderr.count("and a cat") == 1
     drawn = np.stack([np.asarray(Image.open(folder / f"drawn_{n}.png")) for n in range(2)])
     loaded, draw = published.program(student / "runs" / "student")
     assert loaded.step == 3

@@ -113,33 +113,40 @@ def init(config: Denoiser, size: int, key: PRNGKeyArray) -> Weights:
     }
 
 
-def empty_caption(config: TextConfig) -> Int[Array, " length"]:
+def caption_ids(config: Denoiser) -> int:
+    """How many ids a caption has: those of the second encoder's tokenizer follow the first's."""
+    return (2 if config.text_2 else 1) * config.text.length
+
+
+def empty_caption(config: Denoiser) -> Int[Array, " ids"]:
     """Token ids of the caption without words, the unconditional one of guidance."""
-    padding = jnp.full((config.length,), config.padding_token, jnp.int32)
-    return padding.at[0].set(config.start_token).at[1].set(config.end_token)
+    found = []
+    for text in filter(None, (config.text, config.text_2)):
+        padding = jnp.full((config.text.length,), text.padding_token, jnp.int32)
+        found.append(padding.at[0].set(text.start_token).at[1].set(text.end_token))
+    return jnp.concatenate(found)
 
 
-def encode(config: Denoiser, text: Weights, caption: Int[Array, "b length"]) -> TextFeatures:
+def encode(config: Denoiser, text: Weights, caption: Int[Array, "b ids"]) -> TextFeatures:
     """Caption ids as features, with the weights of the text encoder, or of both.
 
-    The ids are those of the first one's tokenizer; the second's differs in its padding alone.
+    Two encoders have a half of the ids each: where one pads with "!", as Stable Diffusion XL's
+    second, this mark is another token to its tokenizer.
     """
-    found: Any = TextEncoder(config.text).apply({"params": text}, caption)
+    first, *others = jnp.split(caption, 2, axis=1) if config.text_2 else (caption,)
+    found: Any = TextEncoder(config.text).apply({"params": text}, first)
     if config.text_2:
-        end = jnp.argmax(caption == config.text.end_token, axis=1, keepdims=True)
-        over = jnp.arange(caption.shape[1]) > end
-        other = jnp.where(over, config.text_2.padding_token, caption)
-        second: Any = TextEncoder(config.text_2).apply({"params": text[SECOND]}, other)
+        second: Any = TextEncoder(config.text_2).apply({"params": text[SECOND]}, *others)
         found = second._replace(tokens=jnp.concatenate([found.tokens, second.tokens], axis=-1))
     if config.zero_empty:
-        says = jnp.any(caption != empty_caption(config.text), axis=1, keepdims=True)
+        says = jnp.any(caption != empty_caption(config), axis=1, keepdims=True)
         found = found._replace(tokens=found.tokens * says[..., None], pooled=found.pooled * says)
     return found
 
 
 def unconditional(config: Denoiser, text: Weights) -> TextFeatures:
     """The features [1, …] of the empty caption, from which guidance leads away."""
-    return encode(config, text, empty_caption(config.text)[None])
+    return encode(config, text, empty_caption(config)[None])
 
 
 def output(
@@ -199,9 +206,9 @@ def sample(
     size: int,
     weights: Weights,
     key: PRNGKeyArray,
-    caption: Int[Array, "b length"],
+    caption: Int[Array, "b ids"],
     how: Sampler,
-    negative: Int[Array, "b length"] | None = None,
+    negative: Int[Array, "b ids"] | None = None,
     start: Float[Array, "b h w c"] | None = None,
 ) -> Float[Array, "b h w c"]:
     """Images, or codes, of side `size` from caption ids.

@@ -6,6 +6,7 @@ It needs: pip install jax flatbuffers numpy safetensors tokenizers pillow
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -33,16 +34,27 @@ def main() -> None:
 
 
 def encode(folder: Path, prompts: list[str]) -> np.ndarray:
-    """Token ids int32 [n, length]: what does not fit is cut before the end token."""
+    """Token ids int32 [n, ids], those of each tokenizer in turn.
+
+    What does not fit is cut before the end token, and said.
+    """
     facts = json.loads((folder / "program.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    _, end, *padding = facts["empty"]
-    ids = np.tile(np.array(padding[-1:], np.int32), (len(prompts), facts["length"]))
-    for row, prompt in zip(ids, prompts, strict=True):
-        tokens = tokenizer.encode(prompt).ids[:-1][: len(row) - 1]
-        row[: len(tokens) + 1] = [*tokens, end]
-    return ids
+    length, rows, said = facts["length"], [], {}
+    for name, padding in facts["tokenizers"].items():
+        tokenizer = Tokenizer.from_file(str(folder / name))
+        tokenizer.no_padding()
+        ids = np.full((len(prompts), length), padding, np.int32)
+        for row, prompt in zip(ids, prompts, strict=True):
+            found = tokenizer.encode(prompt)
+            if len(found.ids) > length:
+                cut = " ".join(prompt[found.offsets[length - 1][0] :].split())
+                said[f'only the first {length - 2} tokens of a prompt fit, cut: "{cut}"'] = None
+            kept = [*found.ids[:-1][: length - 1], found.ids[-1]]
+            row[: len(kept)] = kept
+        rows.append(ids)
+    for line in said:
+        print(line, file=sys.stderr)
+    return np.concatenate(rows, axis=1)
 
 
 if __name__ == "__main__":

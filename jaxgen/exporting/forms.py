@@ -23,9 +23,8 @@ from jaxgen.text import tokenizer as words
 from jaxgen.weights import outward
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-WEIGHTS, TOKENIZER, PROGRAM, FACTS = (
-    "weights.safetensors", "tokenizer.json", "program.stablehlo", "program.json",
-)  # fmt: skip
+WEIGHTS, PROGRAM, FACTS = "weights.safetensors", "program.stablehlo", "program.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer_2.json")
 RUNNER = Path(draw.__file__)
 
 
@@ -43,17 +42,24 @@ def diffusers(loaded: Loaded, folder: Path, dtype: str) -> list[str]:
     weights = method.merged(config, loaded.weights) if hasattr(method, "merged") else loaded.weights
     outward.save(folder, pipeline, loaded.tokenizer, weights, dtype)
     sampler = next(iter(method.samplers(config).values()))
+    spaced = []
+    if sampler.spacing != "trailing":
+        spaced = [
+            f"jaxgen draws it with --spacing={sampler.spacing}, the folder says trailing: at more "
+            "than one step diffusers visits other noise levels"
+        ]
     # diffusers calls both 0 and 1 no guidance.
     return [
+        *spaced,
         f"diffusers.DiffusionPipeline.from_pretrained, then call it with num_inference_steps="
-        f"{sampler.steps}, guidance_scale={sampler.guidance}"
+        f"{sampler.steps}, guidance_scale={sampler.guidance}",
     ]
 
 
 def safetensors(loaded: Loaded, folder: Path, dtype: str) -> list[str]:
     """Writes every tensor under its path, the config as metadata, and the tokenizer beside it."""
     _weights(loaded, folder, dtype)
-    _tokenizer(loaded, folder)
+    _tokenizers(loaded, folder)
     return []
 
 
@@ -74,7 +80,6 @@ def stablehlo(
         **{name: value for name, value in asked.items() if value is not None},
     )
     method.check_sampler(config, sampler)
-    length = config.caption_length
 
     def images(tensors: dict[str, Any], seed: Any, ids: Any) -> Any:
         weights = unflatten_dict({n: a.astype(jnp.float32) for n, a in tensors.items()}, sep=".")
@@ -85,20 +90,25 @@ def stablehlo(
     shapes = (
         {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in flat.items()},
         jax.ShapeDtypeStruct((), jnp.uint32),
-        jax.ShapeDtypeStruct((batch, length), jnp.int32),
+        jax.ShapeDtypeStruct((batch, config.caption_ids), jnp.int32),
     )
     program = jax.export.export(jax.jit(images), platforms=PLATFORMS)(*shapes)
     (folder / PROGRAM).write_bytes(program.serialize())
-    _tokenizer(loaded, folder)
-    empty = words.encode(loaded.tokenizer, [""], length)[0]
-    facts = {"length": length, "empty": empty.tolist(), "sampler": dataclasses.asdict(sampler),
-             "size": config.data.size, "run": loaded.folder.name}  # fmt: skip
+    read_by = _tokenizers(loaded, folder)
+    empty = config.encode(loaded.tokenizer, [""])
+    facts = {
+        "length": config.caption_length,
+        "tokenizers": read_by,
+        "sampler": dataclasses.asdict(sampler),
+        "size": config.data.size,
+        "run": loaded.folder.name,
+    }
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(RUNNER, folder / RUNNER.name)
     begun = time.monotonic()
     read = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
     ready = time.monotonic()
-    np.asarray(jax.jit(read.call)(flat, np.uint32(0), empty[None]))
+    np.asarray(jax.jit(read.call)(flat, np.uint32(0), empty))
     size = (folder / PROGRAM).stat().st_size
     return [
         f"program: {size / 1e3:.0f} kB without weights, {ready - begun:.2f} s to load, "
@@ -118,5 +128,10 @@ def _weights(loaded: Loaded, folder: Path, dtype: str) -> dict[str, np.ndarray]:
     return flat
 
 
-def _tokenizer(loaded: Loaded, folder: Path) -> None:
-    (folder / TOKENIZER).write_text(loaded.tokenizer.to_str(), encoding="utf-8")
+def _tokenizers(loaded: Loaded, folder: Path) -> dict[str, int]:
+    """Writes those that read a caption, one for each text encoder: {file: id of its padding}."""
+    every = loaded.config.tokenizers(loaded.tokenizer)
+    found = dict(zip(TOKENIZERS, every, strict=False))
+    for name, tokenizer in found.items():
+        (folder / name).write_text(tokenizer.to_str(), encoding="utf-8")
+    return {name: words.marks(tokenizer).padding for name, tokenizer in found.items()}

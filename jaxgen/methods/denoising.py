@@ -31,7 +31,7 @@ def dropped(config: Denoising, frozen: Any, batch: Batch, key: PRNGKeyArray) -> 
 
     So is what the batch may hold of its captions, by what `frozen` then holds of the empty one.
     """
-    empty = {"caption": denoiser.empty_caption(config.model.text)[None], **frozen.get(EMPTY, {})}
+    empty = {"caption": denoiser.empty_caption(config.model)[None], **frozen.get(EMPTY, {})}
     drop = jax.random.bernoulli(key, config.drop_caption, (len(batch["caption"]),))
     return batch | {
         name: jnp.where(drop.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, batch[name])

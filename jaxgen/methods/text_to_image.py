@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from tokenizers import Tokenizer
 
 from jaxgen import config as configs
 from jaxgen import methods
@@ -25,6 +26,7 @@ from jaxgen.models.dit import DiTConfig
 from jaxgen.models.unet import UNetConfig
 from jaxgen.pixels import mirrored, to_uint8, to_unit
 from jaxgen.state import EMPTY, Batch, Once
+from jaxgen.text import tokenizer as words
 from jaxgen.text.encoder import TextConfig, TextFeatures
 from jaxgen.weights.pipelines import Pipeline
 
@@ -62,6 +64,16 @@ class TextToImage(Experiment):
     @property
     def caption_length(self) -> int:
         return self.model.text.length
+
+    @property
+    def caption_ids(self) -> int:
+        return denoiser.caption_ids(self.model)
+
+    def tokenizers(self, tokenizer: Tokenizer) -> tuple[Tokenizer, ...]:
+        second = self.model.text_2
+        if not second:
+            return (tokenizer,)
+        return tokenizer, words.padded(tokenizer, second.padding_token)
 
     @property
     def side(self) -> int:
@@ -288,7 +300,7 @@ def _text_once(config: TextToImage, text: Any) -> Once:
         return {f"{TEXT}{name}": leaf for name, leaf in found.items() if leaf is not None}
 
     describes = f"{TEXT} {model.text} {model.text_2} {model.zero_empty}"
-    empty = np.asarray(denoiser.empty_caption(model.text))[None]
+    empty = np.asarray(denoiser.empty_caption(model))[None]
     return Once("caption", describes, text, features, spares="text", empty=empty)
 
 

@@ -130,7 +130,7 @@ def sample(
     """
     model = config.model
     text = denoiser.encode(model, weights["text"], caption)
-    empty = denoiser.encode(model, weights["text"], denoiser.empty_caption(model.text)[None])
+    empty = denoiser.encode(model, weights["text"], denoiser.empty_caption(model)[None])
 
     def denoise(x_t, t, text):
         return denoiser.predict_x0(model, weights["denoiser"], x_t, t, text)

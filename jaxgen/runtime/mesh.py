@@ -195,9 +195,10 @@ def put(tree: Any, where: Any, dtype: Any = None) -> Any:
         if jax.process_count() == 1 and not mapped:
             return jax.device_put(array, sharding)
         array = np.asarray(array)
-        return jax.make_array_from_callback(
+        placed = jax.make_array_from_callback(
             array.shape, sharding, lambda part: np.asarray(array[part], wanted, order="C")
         )
+        return jax.block_until_ready(placed)  # or the host holds copies for several under way
 
     return jax.tree.map(place, tree, where)
 

@@ -15,7 +15,7 @@ from jaxgen import storage
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
 from jaxgen.runtime import hosts, lease
-from jaxgen.weights import files, pipelines
+from jaxgen.weights import files, hub, pipelines
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -71,7 +71,7 @@ def description(folder: Path) -> tuple[str, Any, str]:
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no run folder: it has no {sought}; train one, or name one of jaxgen's "
-            "own, such as shipped:diffusion and shipped:classifier"
+            f"own, such as shipped:diffusion and shipped:classifier{hub.hint(folder)}"
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read ({error})") from None

@@ -19,6 +19,7 @@ import numpy as np
 import wordfreq
 from jaxtyping import Int32
 from tokenizers import (
+    AddedToken,
     Encoding,
     Regex,
     Tokenizer,
@@ -84,6 +85,21 @@ def extended(tokenizer: Tokenizer, captions: Sequence[str]) -> Tokenizer:
     for word in unknown:
         vocabulary.setdefault(word, len(vocabulary))
     return _word_level(vocabulary)
+
+
+def padded(tokenizer: Tokenizer, padding: int) -> Tokenizer:
+    """The same tokenizer with the token of id `padding` for padding.
+
+    Of byte pairs every mark of it in a caption then is this token too, as in `transformers`: where
+    that is "!", a caption's ids are other ones, and may be more.
+    """
+    other = Tokenizer.from_str(tokenizer.to_str())
+    token = tokenizer.id_to_token(padding)
+    length = (tokenizer.padding or {}).get("length")
+    other.enable_padding(pad_id=padding, pad_token=token, length=length)
+    if isinstance(tokenizer.model, models.BPE):
+        other.add_tokens([AddedToken(token, special=True, normalized=False)])
+    return other
 
 
 def split(tokenizer: Tokenizer, text: str) -> list[str]:

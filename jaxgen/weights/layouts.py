@@ -4,6 +4,7 @@ A field that a network here does not have must have the value which leaves it ou
 anything else is refused, since it would change the picture.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ _LEVELS_NEUTRAL = {
     "trained_betas": None, "thresholding": False, "timestep_type": "discrete", "sigma_min": None,
     "sigma_max": None, "use_flow_sigmas": False,
 }  # fmt: skip
+_CLIPPING = ("DDIMScheduler", "DDPMScheduler")  # have a clip_sample
 
 
 def unet(values: Mapping[str, Any], where: str) -> UNetConfig:
@@ -122,7 +124,10 @@ def autoencoder(values: Mapping[str, Any], where: str) -> tuple[AutoencoderConfi
         mid_attention=v["mid_block_add_attention"],
         quant_conv=v["use_quant_conv"],
     )
-    return config, float(v["scaling_factor"])
+    scale = float(v["scaling_factor"])
+    if not (math.isfinite(scale) and scale > 0):
+        raise UserError(f"{where}: scaling_factor is {scale}; codes need one above 0")
+    return config, scale
 
 
 def text(values: Mapping[str, Any], where: str, tokenizer: Tokenizer, pair: bool) -> TextConfig:
@@ -171,6 +176,11 @@ def schedule(values: Mapping[str, Any], where: str) -> tuple[Schedule, Predictio
                 f"{where}: {name} is {values[name]}, which changes the noise levels; jaxgen knows "
                 "nothing of it"
             )
+    if values.get("_class_name") in _CLIPPING and values.get("clip_sample", True):
+        raise UserError(
+            f"{where}: clip_sample is True, also where it is absent: what is predicted would be "
+            "cut off at 1; jaxgen cuts nothing, and published Stable Diffusion says false"
+        )
     betas = values.get("beta_schedule", "linear")
     kind = values.get("prediction_type", "epsilon")
     for name, value, known in (

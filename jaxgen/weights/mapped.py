@@ -23,7 +23,8 @@ _DTYPES: dict[str, Any] = {
     "I32": np.int32,
 }
 _NAMES = ("diffusion_pytorch_model", "model")
-_PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+DANGER = "a pickle, which may run any program when it is opened"
 
 
 def network(folder: Path) -> dict[str, np.ndarray]:
@@ -47,14 +48,17 @@ def _chosen(folder: Path) -> Path:
     found = [
         file
         for name in _NAMES
-        for file in (*folder.glob(f"{name}.*safetensors"), *folder.glob(f"{name}.*index*.json"))
+        for file in (
+            *folder.glob(f"{name}.*safetensors"),
+            *folder.glob(f"{name}.safetensors.index*.json"),
+        )
     ]
     if found:
         return min(found, key=lambda file: (_variant(file) != "", file.suffix, file.name))
-    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
     if pickles:
         raise UserError(
-            f"{folder} holds {pickles[0]}, a pickle, which may run any program when it is opened; "
+            f"{folder} holds {pickles[0]}, {DANGER}; "
             "take the .safetensors of the same weights, or convert it by "
             "safetensors.torch.save_file on a machine where you trust it"
         )

@@ -18,6 +18,7 @@ from jaxgen.diffusion.schedule import VARIANCE_PRESERVING
 from jaxgen.errors import UserError
 from jaxgen.models.autoencoder import AutoencoderConfig
 from jaxgen.text import clip
+from jaxgen.text import tokenizer as words
 from jaxgen.text.encoder import TextConfig
 from jaxgen.weights.layouts import BETAS, PREDICTIONS
 from jaxgen.weights.pipelines import INDEX, Pipeline
@@ -89,7 +90,7 @@ def save(
     if model.text_2:
         parts["text_encoder_2"] = ("transformers", "CLIPTextModelWithProjection")
         parts["tokenizer_2"] = ("transformers", tokens)
-        second = _padded(tokenizer, model.text_2.padding_token)
+        second = words.padded(tokenizer, model.text_2.padding_token)
         clip.save(second, folder / "tokenizer_2", length)
         _network(
             folder / "text_encoder_2", TEXT_FILE, text_model(model.text_2), weights["text"][SECOND],
@@ -216,13 +217,6 @@ def _clip_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         whole = whole.replace("embeddings_", "embeddings.")
         found[whole if whole.startswith("text_projection.") else f"text_model.{whole}"] = tensor
     return found
-
-
-def _padded(tokenizer: Tokenizer, padding: int) -> Tokenizer:
-    """The same tokenizer with another token for padding."""
-    other = Tokenizer.from_str(tokenizer.to_str())
-    other.enable_padding(pad_id=padding, pad_token=tokenizer.id_to_token(padding))
-    return other
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -40,7 +41,8 @@ def params_from_torch(
       A tree like `target` of NumPy arrays, views of `state` wherever no cast is needed.
 
     Raises:
-      UserError: a tensor is missing, left over, or of another shape than the network's.
+      UserError: a tensor is missing, left over, of another shape than the network's, or of
+        integers.
     """
     flat: dict[tuple[str, ...], Any] = flatten_dict(target)
     names = {path: torch_name(path) for path in flat}
@@ -76,6 +78,10 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 def _leaf(state, name, path, target) -> np.ndarray:
     tensor = np.asarray(state[name])
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):  # bfloat16 is no type of NumPy's own
+        raise UserError(
+            f"weights do not fit this network: {name} is of {tensor.dtype}, and no float"
+        )
     if tensor.ndim == len(target.shape):
         arranged = _arranged(tensor, path, _FROM_TORCH)
         if arranged.shape == target.shape:

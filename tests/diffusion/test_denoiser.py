@@ -10,13 +10,14 @@ import pytest
 from tiny import DIT_MODEL, SIZE
 
 from jaxgen.diffusion import denoiser
+from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.text import tokenizer as words
-from jaxgen.text.encoder import CLIP_L, OPENCLIP_BIGG, OPENCLIP_H, TextConfig
+from jaxgen.text.encoder import CLIP_L, OPENCLIP_BIGG, OPENCLIP_H
 
 
 def test_the_empty_caption_is_the_tokenizers():
     ids = words.encode(words.build(french=5, english=0), [""], 16)[0]
-    np.testing.assert_array_equal(denoiser.empty_caption(TextConfig()), ids)
+    np.testing.assert_array_equal(denoiser.empty_caption(Denoiser()), ids)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_the_empty_caption_is_the_tokenizers():
 )
 def test_the_empty_caption_of_stable_diffusion(config, padding):
     expected = [49406, 49407] + [padding] * 75
-    assert denoiser.empty_caption(config).tolist() == expected
+    assert denoiser.empty_caption(Denoiser(text=config)).tolist() == expected
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -51,7 +52,7 @@ def test_zeros_stand_for_the_empty_caption_where_they_are_asked_for():
     config = dataclasses.replace(DIT_MODEL, zero_empty=True)
     shapes = jax.eval_shape(functools.partial(denoiser.init, config, SIZE), jax.random.key(0))
     text = jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes["text"])
-    captions = jnp.stack([denoiser.empty_caption(config.text), jnp.array([2, 7, 3, 0, 0, 0])])
+    captions = jnp.stack([denoiser.empty_caption(config), jnp.array([2, 7, 3, 0, 0, 0])])
     found = jax.jit(lambda text: denoiser.encode(config, text, captions))(text)
     away = jax.jit(lambda text: denoiser.unconditional(config, text))(text)
     for both, none in ((found.tokens, away.tokens), (found.pooled, away.pooled)):

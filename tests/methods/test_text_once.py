@@ -24,7 +24,6 @@ from jaxgen.models.lora import Lora
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import once
 from jaxgen.state import Once, spared
-from jaxgen.text import tokenizer as words
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
 CAPTIONS = ["a red heart", "trois pommes vertes", "", "a red heart"]
@@ -57,7 +56,7 @@ def encoded(
     config: Any, frozen: Any, loaded: stages.Loaded, cache: Path
 ) -> tuple[dict[str, Any], dict[str, Any], Once, Any]:
     """(A batch with what its captions say, without, what computes that, for the empty caption)."""
-    ids = words.encode(loaded.tokenizer, CAPTIONS, config.caption_length)
+    ids = config.encode(loaded.tokenizer, CAPTIONS)
     (text,) = methods.of(config).once(config, frozen)
     told, empty = once.captions(text, ids, cache, lambda *_: None)
     assert {len(table.kept) for table in told.values()} == {3}, "equal captions are encoded once"

@@ -226,6 +226,19 @@ def test_any_text_is_as_transformers_reads_it(sd2, theirs, text, length):
     assert words.encode(sd2, [text], length)[0].tolist() == row
 
 
+def test_a_mark_that_pads_is_read_as_the_second_tokenizer_of_xl_reads_it(folders):
+    """Of the first's words; where padding is the end token, nothing changes."""
+    first = clip.read(folders["Stable Diffusion 1"])
+    theirs = CLIPTokenizerFast.from_pretrained(folders["XL, second"])
+    second = words.padded(first, 0)
+    texts = ["a red heart!", "wow!! yes!", "!", *TEXTS]
+    rows = words.encode(second, texts, 77)
+    np.testing.assert_array_equal(rows, rows_of(theirs, texts))
+    assert rows[0].tolist().index(0) < rows[0].tolist().index(words.marks(first).end)
+    same = words.padded(first, words.marks(first).padding)
+    assert same.to_str() == first.to_str()
+
+
 def test_padding_is_as_the_files_say(folders):
     found = {kind: clip.read(folder) for kind, folder in folders.items()}
     padding = {
