@@ -8,7 +8,6 @@ pipeline is timed alone.
 """
 
 import functools
-import importlib
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks import timing
+from benchmarks import machine, timing
 from benchmarks.torch_data import Arrays, Files, Shuffled
 from jaxgen.data import source as sources
 from jaxgen.data.pipeline import batches, iterate
@@ -58,7 +57,7 @@ def measured(side: int, repeats: int, pictures: int = 0) -> dict[str, Any]:
         }
         arrays = Arrays(np.asarray(kept.images), tokens)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        if missing := _missing():
+        if missing := machine.missing("torch.utils.data"):
             print(missing, file=sys.stderr, flush=True)
         else:
             readers["torch, in memory"] = _torch(arrays, 0)
@@ -144,15 +143,6 @@ def _opened(folder: Path, side: int, most: int) -> tuple[Source, float]:
         return found, time.perf_counter() - begun
     finally:
         sources.IN_MEMORY_BYTES = before
-
-
-def _missing() -> str:
-    """Why there is no DataLoader to compare with; empty where there is."""
-    try:
-        importlib.import_module("torch.utils.data")
-    except (ImportError, OSError) as error:
-        return f"no PyTorch rival: {' '.join(str(error).split())[:200]}"
-    return ""
 
 
 def _torch(dataset: Any, workers: int) -> Iterator[Any]:

@@ -10,7 +10,6 @@ all take turns. Where PyTorch or diffusers is missing, jaxgen's step is timed al
 import copy
 import dataclasses
 import gc
-import importlib
 import os
 import time
 from collections.abc import Callable
@@ -83,7 +82,7 @@ def measured(shape: str, dtype: str, repeats: int) -> dict[str, Any]:
 
 def _measured(shape: str, dtype: str, batch: int, repeats: int) -> dict[str, Any]:
     values = _batch(SHAPES[shape]["unet"], batch)
-    missing = _missing()
+    missing = machine.missing("torch", "diffusers.models.unets.unet_2d_condition")
     rivals = Rivals({}, {}, {}, "", None) if missing else _torch(shape, dtype, values)
     ours, first, facts = _jaxgen(shape, rivals.state, dtype, values)
     losses = rivals.losses | {"jaxgen": first}
@@ -124,17 +123,6 @@ def _batch(unet: dict[str, Any], batch: int) -> dict[str, np.ndarray]:
     shapes = {"x": image, "target": image, "context": (batch, TOKENS, width)}
     drawn = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     return drawn | {"t": rng.integers(0, 1000, batch).astype(np.float32)}
-
-
-def _missing() -> str:
-    """Why there is nobody to compare with; empty where there is."""
-    machine.without_broken_torchvision()
-    try:
-        importlib.import_module("torch")
-        importlib.import_module("diffusers.models.unets.unet_2d_condition")
-    except (ImportError, OSError, RuntimeError) as error:  # as diffusers words what it lacks
-        return f"no PyTorch rival: {' '.join(str(error).split())[:200]}"
-    return ""
 
 
 def _jaxgen(
