@@ -12,7 +12,13 @@ benchmarks/pack.sh [--out=.carry] [--version=3.12] [--data=data] [--python=pytho
 
   python3 -m pip install --no-index --no-deps --target site .carry/whl/*.whl
   cp -r .carry/site/. site && cp -r .carry/data data && export PYTHONPATH=$PWD/site:$PWD
-  benchmarks/run_all.sh --python=python3
+  benchmarks/run_all.sh --python=python3 --copy=$OUT
+
+or, where a command may take ten minutes at most and only what is in $OUT comes back, in one line:
+
+  python3 -m pip install -q --no-index --no-deps --target site .carry/whl/*.whl &&
+    cp -r .carry/site/. site && cp -rn .carry/data . && export PYTHONPATH=$PWD/site:$PWD &&
+    benchmarks/run_all.sh --python=python3 --minutes=8 --copy=$OUT
 HELP
 }
 
