@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Packs what jaxgen needs for a machine that has JAX for its accelerator and no network. The folder
 # is small enough to be sent along: of the words only French and English, and no SVG of OpenMoji, so
-# the pictures must be prepared here first (any training on them does that).
+# its pictures of 32 and 64 px are prepared here.
 set -euo pipefail
 
 usage() {
@@ -35,7 +35,9 @@ for argument in "$@"; do
     *) fail "unknown option $argument; see --help" ;;
   esac
 done
-[[ -d $data/openmoji ]] || fail "--data=$data holds no prepared pictures; train something first"
+"$python" -c 'import sys; from jaxgen.data import openmoji
+for size in (32, 64):
+    openmoji.prepare(sys.argv[1], size)' "$data" || fail "--data=$data: no pictures can be prepared"
 
 # What a JAX image with flax, optax, orbax, chex, einops, jaxtyping and rich does not have.
 wheels=(tensorflow-datasets array-record grain importlib-resources pydantic pydantic-core

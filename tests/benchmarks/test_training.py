@@ -316,6 +316,56 @@ def test_a_stopped_measurement_goes_on(begun: Any) -> None:
         measure(items, 100.0, child, cores=1000)
 
 
+def test_a_crash_is_tried_again_and_then_fails(
+    begun: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    _, path = begun
+    asked: list[str] = []
+
+    def child(item: str, options: Options, seconds: float) -> dict[str, Any]:
+        asked.append(item)
+        return {"reason": "its process ended with exit code 1", "crashed": 1}
+
+    monkeypatch.setattr(machine, "asked", lambda batch: machine.hardware())
+    monkeypatch.setattr(machine, "folder", lambda device: path.parent)
+    monkeypatch.setattr(training, "_child", child)
+    monkeypatch.setitem(training.ITEMS, "cpu", ("step:dit",))
+    monkeypatch.setattr(sys, "argv", ["training"])
+    training.main()
+    assert "1 item(s) are left: the same command goes on" in capsys.readouterr().out
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            training.main()
+        assert ended.value.code == 1
+        assert "failed: step:dit;" in capsys.readouterr().out
+    assert asked == ["step:dit"] * 2, "and no more, until it is asked for"
+    monkeypatch.setattr(sys, "argv", ["training", "--items", "step:dit"])
+    training.main()
+    assert len(asked) == 3
+
+
+def test_a_process_that_crashes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    found = training._child("step:dit", Options(), 60.0)
+    assert found == {"reason": "its process ended with exit code 1", "crashed": 1}
+
+
+@pytest.mark.parametrize(
+    ("backend", "seconds", "goal", "met"),
+    [("gpu", 2.0, True, True), ("gpu", 2.1, True, False), ("gpu", 1.0, False, None),
+     ("cpu", 1.0, True, None)],
+)  # fmt: skip
+def test_the_share_of_the_published_peak_is_judged_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, backend: str, seconds: float, goal: bool, met: bool | None
+) -> None:
+    most = ceilings.Ceilings(8.0, 8.0)
+    monkeypatch.setattr(ceilings, "measured", lambda dtype: most)
+    monkeypatch.setattr(ceilings, "published", lambda dtype: most)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    row = training_step.reached({"flops": 8.0, "bytes": 8.0}, "bfloat16", seconds, goal)
+    assert row["goal_of_published_met"] is met
+
+
 def test_lines_say_how_far_from_the_goals() -> None:
     common = {"batch": 8, "share_of_flops": 0.5, "share_of_published": 0.25}
     unet = {"images_per_second": {"jaxgen": 12.0}, "times_faster": {"eager": 1.5}}
