@@ -387,6 +387,23 @@ def test_a_profile_is_summed_by_operation() -> None:
     assert [row["share"] for row in rows] == pytest.approx([0.6, 0.4])
 
 
+def test_kernels_without_a_name_do_not_vanish_from_a_profile() -> None:
+    def called(what: str, name: str, pid: int, tid: int | None = None) -> dict[str, Any]:
+        return {"ph": "M", "name": what, "args": {"name": name}, "pid": pid, "tid": tid}
+
+    def took(microseconds: float, pid: int, tid: int, **args: Any) -> dict[str, Any]:
+        return {"ph": "X", "dur": microseconds, "pid": pid, "tid": tid, "args": args}
+
+    events = [called("process_name", "/device:GPU:0", 1), called("process_name", "/host:CPU", 2)]
+    events += [called("thread_name", "Stream #13(Compute)", 1, 4)]
+    events += [called("thread_name", "XLA Modules", 1, 5), called("thread_name", "Stream", 2, 4)]
+    events += [took(10, 1, 4), took(20, 1, 4, hlo_op="dot.1"), took(900, 1, 5), took(900, 2, 4)]
+    rows = {row["operation"]: row["share"] for row in profiles.summed(events)}
+    assert rows == pytest.approx({"dot": 2 / 3, profiles.UNNAMED: 1 / 3})
+    many = [took(50, 1, 4, hlo_op=f"{letter}.1") for letter in "abcdefghijklmnop"]
+    assert profiles.summed(events + many)[-1]["operation"] == profiles.UNNAMED
+
+
 @pytest.mark.parametrize(
     ("item", "said"),
     [
