@@ -152,7 +152,8 @@ def measure(
         seconds = end - time.monotonic()
         if seconds <= 0 or is_done(item, seconds):
             continue
-        row = {"item": item, "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")}
+        row: dict[str, Any] = {"item": item}
+        row["date"] = datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
         row |= child(item, options, seconds)
         if "crashed" in row:
             row["crashed"] += _crashes(report, item)
