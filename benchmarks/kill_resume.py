@@ -8,6 +8,9 @@ take turns: while the data is prepared, in a step, in a save, between the stages
 the run has spent a random part of the time that the undisturbed one spent so. Weights, both last
 checkpoints (parameters, moving average, moments, place in the data) and metrics logs must be those
 of the undisturbed run, bit for bit. Exit code 1 where they are not.
+
+On a GPU the trainings run with XLA's --xla_gpu_deterministic_ops=true: without it, two undisturbed
+runs need not be the same either.
 """
 
 import dataclasses
@@ -39,6 +42,7 @@ MOMENTS = (DATA, STEP, SAVE, BETWEEN)
 OTHER = "at another moment"  # imports, compiling, the end
 LOOK = 0.01  # seconds between two looks at what a run does
 TEACHER_STEPS, STUDENT_STEPS = 60, 30
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 CONFIG = '''"""A student and its teacher, as small as they can be."""
 
 import dataclasses
@@ -155,7 +159,7 @@ def _run(
         process = subprocess.Popen(
             [sys.executable, "-m", "jaxgen.train", "--config=student.py"],
             cwd=place,
-            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled")},
+            env=_environment(scratch),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -172,6 +176,13 @@ def _run(
     if process.returncode:
         raise UserError(f"the training failed: {(place / 'log').read_text()[-600:]}")
     return spent, ""
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    """That of the trainings: a cache of compiled programs in `scratch`, and the same bits again."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+    cache = str(scratch / "compiled")
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache, "XLA_FLAGS": flags}
 
 
 def _moment(place: Path) -> str:

@@ -101,6 +101,17 @@ def without_broken_torchvision() -> None:
         sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]
 
 
+def missing(*modules: str) -> str:
+    """Why PyTorch's side of a comparison cannot be had; empty where all modules are imported."""
+    without_broken_torchvision()
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:  # as diffusers words what it lacks
+        return f"no PyTorch rival: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
 def slug(device: str, count: int) -> str:
     """Folder name of the results of `count` devices of a kind.
 

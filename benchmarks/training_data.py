@@ -3,7 +3,8 @@
 Each reads the same files twice over: decoded beforehand and kept in memory, as jaxgen does with
 sets under a gigabyte and as is natural in PyTorch for small ones; and decoded when their turn
 comes, by jaxgen's threads and by PyTorch's worker processes, one a core. Batches of both run on
-across the end of an epoch, so that nobody's workers fall idle there.
+across the end of an epoch, so that nobody's workers fall idle there. Without PyTorch, jaxgen's
+pipeline is timed alone.
 """
 
 import functools
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks import timing
+from benchmarks import machine, timing
 from benchmarks.torch_data import Arrays, Files, Shuffled
 from jaxgen.data import source as sources
 from jaxgen.data.pipeline import batches, iterate
@@ -56,8 +57,11 @@ def measured(side: int, repeats: int, pictures: int = 0) -> dict[str, Any]:
         }
         arrays = Arrays(np.asarray(kept.images), tokens)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        readers["torch, in memory"] = _torch(arrays, 0)
-        readers["torch, decoding"] = _torch(files, cores)
+        if missing := machine.missing("torch.utils.data"):
+            print(missing, file=sys.stderr, flush=True)
+        else:
+            readers["torch, in memory"] = _torch(arrays, 0)
+            readers["torch, decoding"] = _torch(files, cores)
         most = ahead(cores)
         counts = {name: _count(reader, most) for name, reader in readers.items()}
         runs = {
@@ -81,8 +85,11 @@ def measured(side: int, repeats: int, pictures: int = 0) -> dict[str, Any]:
         "workers": cores,
         "readers": rows,
         "times_torch": {
-            how: pace[f"jaxgen, {how}"] / pace[f"torch, {how}"] for how in ("in memory", "decoding")
+            how: pace[f"jaxgen, {how}"] / pace[f"torch, {how}"]
+            for how in ("in memory", "decoding")
+            if not missing
         },
+        "rivals_missing": missing,
     }
 
 

@@ -28,6 +28,8 @@ from jaxgen.text import tokenizer as words
 BLOCK = 1.0  # seconds that are timed at once, if a step does not take longer
 AHEAD = 16  # batches, more than the pipeline reads ahead
 PICTURES = 512  # generated, where the config's own are the user's
+GOAL_OF_PEAK = 0.5  # of the published bf16 FLOP/s of a GPU
+OF_PEAK = "dit_64"  # the config that is to reach that
 GOAL = 10  # times what the trainer consumes, which the pipeline alone should deliver
 
 
@@ -57,7 +59,8 @@ def measured(name: str, repeats: int, trace: str) -> dict[str, Any]:
     if batch < config.train.batch:
         row["memory"] |= {"device_peak": None, "process_peak": None}
     # Last, for the peaks of memory are this process's.
-    return row | reached(row, _dtype(config), row["seconds_per_step"]["alone"]["median"])
+    taken = row["seconds_per_step"]["alone"]["median"]
+    return row | reached(row, _dtype(config), taken, config.name == OF_PEAK)
 
 
 def _measured(config: Any, source: Source, repeats: int, trace: str) -> dict[str, Any]:
@@ -124,16 +127,22 @@ def _measured(config: Any, source: Source, repeats: int, trace: str) -> dict[str
     return row
 
 
-def reached(row: dict[str, Any], dtype: str, seconds: float) -> dict[str, Any]:
+def reached(row: dict[str, Any], dtype: str, seconds: float, goal: bool) -> dict[str, Any]:
     """The `flops` and `bytes` of a row's step of `seconds`, as shares of what is possible.
 
     That is measured here, in memory of its own, and the maker's peak FLOP/s, where these are known.
+    With a `goal` it is judged by the latter, on a GPU.
     """
     most = ceilings.measured(dtype)
     peak = ceilings.published(dtype)
+    goal = goal and jax.default_backend() == "gpu"
     return {
         **ceilings.shares(row["flops"], row["bytes"], seconds, most),
         "share_of_published": row["flops"] / seconds / peak.flops if peak else None,
+        "goal_of_published": GOAL_OF_PEAK if goal else None,
+        "goal_of_published_met": row["flops"] / seconds >= GOAL_OF_PEAK * peak.flops
+        if peak and goal
+        else None,
         "ceilings": most._asdict(),
     }
 

@@ -6,12 +6,14 @@
 A pipeline of random weights is made by diffusers and saved, and jaxgen opens the folder. Each side
 then does the same work: text encoder, one network call at the last timestep, decoder, uint8. In
 PyTorch without the pipeline's Python around it, eagerly and by torch.compile; in JAX as one
-program. The pictures are compared before anything is timed, and all take turns.
+program. The pictures are compared before anything is timed, and all take turns. What cannot be
+compiled is left out, and each batch's rows are written at once.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import machine, reports
+from benchmarks import machine, reports, timing
 from jaxgen import config as configs
 from jaxgen import methods, stages
 from jaxgen.diffusion.sampler import Sampler
@@ -74,23 +76,33 @@ class Options:
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        if missing := machine.missing("torch", "diffusers", "transformers"):
+            raise UserError(f"{missing}; pip install torch diffusers transformers")
+        # Both libraries allocate on one device, and JAX would take most of it at its start.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         meshes.prepare(max(options.batches), Path("runs") / ".compiled")
-        with tempfile.TemporaryDirectory() as folder:
-            torch_draws = _torch(Path(folder), options)
-            loaded = stages.read(Path(folder))
-            rows = [row for b in options.batches for row in _rows(loaded, torch_draws, b, options)]
-        device = machine.hardware()
-        report = {
-            "command": reports.command(PROGRAM, sys.argv[1:]),
-            "hardware": device,
-            "versions": machine.versions(),
-            "shape": options.shape,
-            "dtype": options.dtype,
-            "rows": rows,
-        }
-        path = machine.folder(device) / f"vs_diffusers_{options.shape}_{options.dtype}.json"
-        reports.write(report, path)
-        print(f"numbers: {path}")
+        print(f"numbers: {measure(options)}")
+
+
+def measure(options: Options) -> Path:
+    """The report's path, which is written again after each batch."""
+    device = machine.hardware()
+    report = {
+        "command": reports.command(PROGRAM, sys.argv[1:]),
+        "hardware": device,
+        "versions": machine.versions(),
+        "shape": options.shape,
+        "dtype": options.dtype,
+        "rows": [],
+    }
+    path = machine.folder(device) / f"vs_diffusers_{options.shape}_{options.dtype}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        draws = _torch(Path(folder), options)
+        loaded = stages.read(Path(folder))
+        for batch in options.batches:
+            report["rows"] += _rows(loaded, draws, batch, options)
+            reports.write(report, path)
+    return path
 
 
 Draw = Callable[[np.ndarray, np.ndarray], Any]
@@ -109,7 +121,13 @@ def _rows(
     pictures: dict[str, np.ndarray] = {}
     for name, draw in draws.items():
         begun = time.perf_counter()
-        pictures[name] = draw()
+        try:
+            pictures[name] = draw()
+        except RuntimeError as error:  # all of its kinds: without a C++ compiler or Triton, say
+            if name != "compile" or timing.out_of_memory(error):
+                raise
+            print(f"torch.compile is left out: {' '.join(str(error).split())[:200]}", flush=True)
+            continue
         first[name] = time.perf_counter() - begun
         draw()
     worst = {name: int(np.abs(p.astype(int) - pictures["eager"].astype(int)).max())
@@ -117,11 +135,11 @@ def _rows(
     most = {"float32": 2, "bfloat16": 32}[options.dtype]
     if max(worst.values()) > most:
         raise UserError(f"the pictures differ by {max(worst.values())}/255, above {most}: {worst}")
-    times: dict[str, list[float]] = {name: [] for name in draws}
+    times: dict[str, list[float]] = {name: [] for name in pictures}
     for _ in range(options.repeats):
-        for name, draw in draws.items():
+        for name in times:
             begun = time.perf_counter()
-            draw()
+            draws[name]()
             times[name].append(time.perf_counter() - begun)
     eager = statistics.median(times["eager"])
     rows = []
@@ -162,7 +180,6 @@ def _jaxgen(
 
 def _torch(folder: Path, options: Options) -> dict[str, Draw]:
     """The folder, written; what draws by diffusers' networks, eagerly and compiled."""
-    machine.without_broken_torchvision()
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -9,6 +9,14 @@ from benchmarks import kill_resume
 from benchmarks.kill_resume import BETWEEN, Options
 
 
+def test_trainings_are_told_to_compute_the_same_bits_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
+    found = kill_resume._environment(tmp_path)["XLA_FLAGS"]
+    assert found.split() == ["--xla_one=1", "--xla_gpu_deterministic_ops=true"]
+
+
 def test_a_chain_killed_between_its_stages_ends_bit_for_bit_undisturbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

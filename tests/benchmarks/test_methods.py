@@ -2,13 +2,15 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import check_readme, methods
+from benchmarks import check_readme, machine, methods, runs
 from benchmarks.machine import RESULTS
 from jaxgen.errors import UserError
 
@@ -24,6 +26,32 @@ def test_rows_of_other_methods_stay_where_all_options_are_the_same(tmp_path: Pat
         with pytest.raises(UserError, match=f"was measured with another {name}; leave --only out"):
             methods.standing(report | {name: "another"}, COMMITTED)
     assert methods.standing(report, tmp_path / "methods.json") == {}
+
+
+def test_no_device_is_used_before_the_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    order = []
+    monkeypatch.setattr(sys, "argv", ["methods", "--only=gan", f"--workdir={tmp_path}"])
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(
+        machine, "asked", lambda batch: (order.append("asked"), report)[1]["hardware"]
+    )
+    monkeypatch.setattr(machine, "hardware", lambda: order.append("used, and a TPU is refused"))
+    monkeypatch.setattr(runs, "prepare", lambda workdir: None)
+    monkeypatch.setattr(runs, "train", lambda *_: None)
+    monkeypatch.setattr(runs, "grader_of", lambda *_: "grader")
+    monkeypatch.setattr(methods.quality, "title_of", lambda features: "a grader")
+
+    def measured(*_: Any) -> None:
+        order.append("evaluated")
+        raise SystemExit
+
+    monkeypatch.setattr(runs, "measured", measured)
+    with pytest.raises(SystemExit):
+        methods.main()
+    assert order == ["asked", "evaluated"]
 
 
 def test_the_committed_table_and_grid_are_made_of_the_committed_numbers_and_columns() -> None:

@@ -161,6 +161,37 @@ def test_a_command_that_is_out_of_time_saves_and_so_do_we(
     assert "0.5 minutes are over" in capsys.readouterr().out
 
 
+def test_what_was_evaluated_when_the_minutes_were_over_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "add" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.touch()
+    os.utime(weights, (1000, 1000))
+    asked: list[str] = []
+
+    def command(module: str, arguments: list[str], clock: Clock) -> None:
+        told = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+        asked.append(told["steps"])
+        if len(asked) == 2:
+            raise SystemExit(EXIT_AGAIN)
+        report = evaluated(*(("runs/add", int(n), 2.0) for n in told["steps"].split(",")))
+        Path(told["out"]).write_text(json.dumps(report))
+
+    monkeypatch.setattr(runs, "command", command)
+    monkeypatch.setattr(runs.stages, "read", lambda folder: None)
+    monkeypatch.setattr(runs.quality, "title_of", lambda features: GRADER)
+    monkeypatch.setattr(
+        runs.quality, "samplers", lambda loaded, counts, _: [Sampler(steps=n) for n in counts]
+    )
+    spec, budget = runs.Spec("add", "1,2,4"), runs.Budget(workdir=str(tmp_path))
+    with pytest.raises(SystemExit):
+        runs.measured(spec, budget, GRADER, Clock(0))
+    rows = runs.measured(spec, budget, GRADER, Clock(0))
+    assert asked == ["1", "2", "2", "4"]
+    assert [row["sampler"]["steps"] for row in rows] == [1, 1, 2, 2, 4, 4]
+
+
 def test_table_and_plot_come_from_files_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,10 @@
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,17 +161,55 @@ def test_the_unet_is_measured_before_the_ceilings(monkeypatch: pytest.MonkeyPatc
     assert row["memory"] == {"device_peak": None, "torch_peaks": {"eager": 5}}
 
 
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (32,),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "cross_attention_dim": 8,
+}
+
+
+@pytest.mark.parametrize("package", ["torch", "diffusers"])
+def test_without_a_rival_jaxgen_is_measured_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    found = importlib.import_module
+
+    def import_module(name: str, *rest: Any, **more: Any) -> Any:
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {package!r}")
+        return found(name, *rest, **more)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.setattr(machine, "without_broken_torchvision", lambda: None)
+    monkeypatch.setattr(meshes, "prepare", lambda batch: None)
+    monkeypatch.setitem(training_unet.SHAPES, "micro", {"unet": UNET})
+    monkeypatch.setitem(training_unet.BATCHES, "micro", 2)
+    row = training.measured("unet:micro:float32", 2, "")
+    assert row["times_faster"] == {}
+    assert row["goal_met"] is None
+    assert row["images_per_second"].keys() == row["losses"].keys() == {"jaxgen"}
+    assert row["share_of_flops"] > 0
+    told = training.line({"item": "unet:micro:float32", **json.loads(json.dumps(row))})
+    assert "images/s, no PyTorch rival: " in told
+    assert package in told
+
+
+def test_without_torch_the_pipeline_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.data", None)
+    row = training_data.measured(16, 1, pictures=90)
+    assert set(row["readers"]) == {"jaxgen, in memory", "jaxgen, decoding"}
+    assert row["times_torch"] == {}
+    told = training.line({"item": "data:16", **json.loads(json.dumps(row))})
+    assert "no PyTorch rival: " in told
+
+
 def test_torch_has_the_faster_order_of_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    unet = {
-        "sample_size": 8,
-        "block_out_channels": (32,),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",),
-        "cross_attention_dim": 8,
-    }
+    unet = UNET
     paces = iter((1.0, 2.0, 2.0, 1.0))
     monkeypatch.setitem(training_unet.SHAPES, "micro", {"unet": unet})
     monkeypatch.setattr(training_unet, "_pace", lambda step: next(paces))
@@ -276,6 +316,56 @@ def test_a_stopped_measurement_goes_on(begun: Any) -> None:
         measure(items, 100.0, child, cores=1000)
 
 
+def test_a_crash_is_tried_again_and_then_fails(
+    begun: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    _, path = begun
+    asked: list[str] = []
+
+    def child(item: str, options: Options, seconds: float) -> dict[str, Any]:
+        asked.append(item)
+        return {"reason": "its process ended with exit code 1", "crashed": 1}
+
+    monkeypatch.setattr(machine, "asked", lambda batch: machine.hardware())
+    monkeypatch.setattr(machine, "folder", lambda device: path.parent)
+    monkeypatch.setattr(training, "_child", child)
+    monkeypatch.setitem(training.ITEMS, "cpu", ("step:dit",))
+    monkeypatch.setattr(sys, "argv", ["training"])
+    training.main()
+    assert "1 item(s) are left: the same command goes on" in capsys.readouterr().out
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            training.main()
+        assert ended.value.code == 1
+        assert "failed: step:dit;" in capsys.readouterr().out
+    assert asked == ["step:dit"] * 2, "and no more, until it is asked for"
+    monkeypatch.setattr(sys, "argv", ["training", "--items", "step:dit"])
+    training.main()
+    assert len(asked) == 3
+
+
+def test_a_process_that_crashes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    found = training._child("step:dit", Options(), 60.0)
+    assert found == {"reason": "its process ended with exit code 1", "crashed": 1}
+
+
+@pytest.mark.parametrize(
+    ("backend", "seconds", "goal", "met"),
+    [("gpu", 2.0, True, True), ("gpu", 2.1, True, False), ("gpu", 1.0, False, None),
+     ("cpu", 1.0, True, None)],
+)  # fmt: skip
+def test_the_share_of_the_published_peak_is_judged_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, backend: str, seconds: float, goal: bool, met: bool | None
+) -> None:
+    most = ceilings.Ceilings(8.0, 8.0)
+    monkeypatch.setattr(ceilings, "measured", lambda dtype: most)
+    monkeypatch.setattr(ceilings, "published", lambda dtype: most)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    row = training_step.reached({"flops": 8.0, "bytes": 8.0}, "bfloat16", seconds, goal)
+    assert row["goal_of_published_met"] is met
+
+
 def test_lines_say_how_far_from_the_goals() -> None:
     common = {"batch": 8, "share_of_flops": 0.5, "share_of_published": 0.25}
     unet = {"images_per_second": {"jaxgen": 12.0}, "times_faster": {"eager": 1.5}}
@@ -295,6 +385,23 @@ def test_a_profile_is_summed_by_operation() -> None:
     assert [row["operation"] for row in rows] == ["fusion", "dot"]
     assert [row["seconds"] for row in rows] == pytest.approx([6e-4, 4e-4])
     assert [row["share"] for row in rows] == pytest.approx([0.6, 0.4])
+
+
+def test_kernels_without_a_name_do_not_vanish_from_a_profile() -> None:
+    def called(what: str, name: str, pid: int, tid: int | None = None) -> dict[str, Any]:
+        return {"ph": "M", "name": what, "args": {"name": name}, "pid": pid, "tid": tid}
+
+    def took(microseconds: float, pid: int, tid: int, **args: Any) -> dict[str, Any]:
+        return {"ph": "X", "dur": microseconds, "pid": pid, "tid": tid, "args": args}
+
+    events = [called("process_name", "/device:GPU:0", 1), called("process_name", "/host:CPU", 2)]
+    events += [called("thread_name", "Stream #13(Compute)", 1, 4)]
+    events += [called("thread_name", "XLA Modules", 1, 5), called("thread_name", "Stream", 2, 4)]
+    events += [took(10, 1, 4), took(20, 1, 4, hlo_op="dot.1"), took(900, 1, 5), took(900, 2, 4)]
+    rows = {row["operation"]: row["share"] for row in profiles.summed(events)}
+    assert rows == pytest.approx({"dot": 2 / 3, profiles.UNNAMED: 1 / 3})
+    many = [took(50, 1, 4, hlo_op=f"{letter}.1") for letter in "abcdefghijklmnop"]
+    assert profiles.summed(events + many)[-1]["operation"] == profiles.UNNAMED
 
 
 @pytest.mark.parametrize(
