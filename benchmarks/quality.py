@@ -1,11 +1,12 @@
 """How good one step of a student is beside the many steps of its teacher, and how fast.
 
     python -m benchmarks.quality
-    python -m benchmarks.quality --evaluated benchmarks/results/cpu-2/quality_add.json
+    python -m benchmarks.quality --name=mine --evaluated runs/NAME/quality.json
 
-On the runs of `benchmarks.methods`, which see the same pictures and as many of them: the teacher at
-50, 8, 4, 2 and 1 steps, ADD at 1, 2 and 4, LADD, GAN. What is not trained is trained, what is
-not measured is measured. With --evaluated from files that `jaxgen.evaluate` wrote, and no more.
+The teacher at 50, 8, 4, 2 and 1 steps, ADD at 1, 2 and 4, LADD, GAN, all on the same pictures, of
+which no more is said than the subgroup: where a caption names one picture of few, a teacher's first
+step knows it already. What is not trained is trained, what is not measured is measured. With
+--evaluated from files that `jaxgen.evaluate` wrote, and no more.
 
 Writes a table, its numbers as JSON, and a plot of the Fréchet distance over seconds per image to
 the results of the hardware that was measured on; and says whether one step of ADD reaches what it
@@ -32,13 +33,15 @@ from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
 
 PROGRAM = "python -m benchmarks.quality"
+TEACHER = "diffusion_subgroups"
 SPECS = (
-    Spec("diffusion", "50,8,4,2,1"),
-    Spec("add", "1,2,4", 0.25, (("teacher", "diffusion"),)),
-    Spec("ladd", "1,4", 0.25, (("teacher", "diffusion"),)),
-    Spec("gan"),
+    Spec(TEACHER, "50,8,4,2,1"),
+    Spec("add_subgroups", "1,2,4", 0.25, (("teacher", TEACHER),)),
+    Spec("ladd_subgroups", "1,4", 0.25, (("teacher", TEACHER),)),
+    Spec("gan_subgroups"),
 )
 TITLES = {"diffusion": "teacher", "add": "ADD", "ladd": "LADD", "gan": "GAN"}
+TITLES |= {f"{name}_subgroups": title for name, title in TITLES.items()}
 
 Entry = dict[str, Any]
 
@@ -66,6 +69,13 @@ TARGETS = (
 
 @dataclasses.dataclass(frozen=True)
 class Options(Budget):
+    images: int = 64_000
+    """Images that teacher and GAN see in training, counted with their repetitions; students see a
+    quarter as many."""
+    workdir: str = "runs/quality"
+    """Folder of the runs."""
+    name: str = ""
+    """What the result is called: quality_NAME; quality by default."""
     evaluated: tuple[str, ...] = ()
     """Files of jaxgen.evaluate, in place of the runs."""
     rounds: int = 3
@@ -115,7 +125,8 @@ def main() -> None:
             "rows": found,
             "targets": judged(found),
         }
-        path = machine.folder(about["hardware"]) / "quality.json"
+        title = "_".join(filter(None, ("quality", options.name)))
+        path = machine.folder(about["hardware"]) / f"{title}.json"
         if path.resolve() in [Path(file).resolve() for file in options.evaluated]:
             raise UserError(f"--evaluated {path} is where the result goes; rename that file first")
         reports.write(report, path)
@@ -129,7 +140,7 @@ def main() -> None:
 def _time(rows: dict[str, list[dict[str, Any]]], options: Options) -> None:
     """Puts the median of all rounds in place of the seconds that an image took in evaluating."""
     loaded = {spec.config: stages.read(options.folder(spec)) for spec in SPECS}
-    source, _ = measures.both_splits(loaded[SPECS[0].config].config, "")
+    source, _ = measures.both_splits(loaded[TEACHER].config, "")
     taken: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         for name, own in rows.items():
@@ -190,7 +201,7 @@ def judged(rows: Sequence[Entry]) -> list[dict[str, Any]]:
 
     found = []
     for target in TARGETS:
-        student, teacher = of("ADD", (1,)), of(TITLES["diffusion"], target.steps)
+        student, teacher = of("ADD", (1,)), of(TITLES[TEACHER], target.steps)
         if not student or not teacher:
             continue
         own = student[0][target.metric]

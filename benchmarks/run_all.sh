@@ -86,7 +86,7 @@ else
   step vs_diffusers none benchmarks.vs_diffusers --shape=sd21 --dtype=bfloat16
 fi
 [[ $platform != tpu ]] || step attention none benchmarks.attention
-step quality minutes benchmarks.quality "--workdir=$workdir/methods"
+step quality minutes benchmarks.quality "--workdir=$workdir/quality"
 step methods minutes benchmarks.methods "--workdir=$workdir/methods"
 [[ $platform == cpu ]] ||
   step latency_sdxl anew benchmarks.latency --config=add_sdxl --batches 1 8 --dtypes bfloat16

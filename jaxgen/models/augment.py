@@ -14,6 +14,7 @@ from jaxgen.errors import UserError
 
 _TRANSLATION = 0.125  # largest shift, as a part of the side
 _TURN, _SCALE, _SHIFT = np.pi / 12, 0.2, 0.1  # of affine: radians; log of a factor; parts of a side
+_NOISE = 1.0  # the most of its deviation
 _CUTOUT = 0.2  # side of the blanked square, as a part of the image's (StyleGAN-T; Zhao: .5)
 
 
@@ -23,7 +24,9 @@ def diffaug(
     """DiffAugment of images in [-1, 1], differentiable, the named policies in the order given.
 
     color: brightness, saturation, contrast. translation: by up to an eighth of the side, what
-    comes in is 0 (grey). cutout: a square of a fifth of the side becomes 0. Two more are for
+    comes in is 0 (grey). cutout: a square of a fifth of the side becomes 0. noise: Gaussian, its
+    deviation uniform from 0 to 1 (Wang et al. 2023, arXiv 2206.02262: judged through noise, the
+    modes of the real images run into each other, and fewer are forgotten). Two more are for
     classifiers: jitter, color but less of it; affine, turned by up to 15 degrees, each side scaled
     by up to a fifth, moved by up to a tenth, what comes in repeats the border. Values may
     leave [-1, 1]. Raises `UserError` for a policy that does not exist.
@@ -94,6 +97,12 @@ def _blanked(key, b: int, side: int, axis: int):
     return (from_start >= 0) & (from_start < size)
 
 
+def _noise(key, image):
+    level, drawn = jax.random.split(key)
+    deviation = _NOISE * jax.random.uniform(level, (image.shape[0], 1, 1, 1), image.dtype)
+    return image + deviation * jax.random.normal(drawn, image.shape, image.dtype)
+
+
 def _affine(key, image):
     b, h, w, _ = image.shape
     draws = jax.random.uniform(key, (b, 5), image.dtype, -1.0, 1.0)
@@ -119,6 +128,7 @@ POLICIES = {
     "translation": _translation,
     "cutout": _cutout,
     "affine": _affine,
+    "noise": _noise,
 }
 
 

@@ -75,7 +75,7 @@ def test_all_samplers_are_timed_in_turn_and_the_median_counts(
 ) -> None:
     rows = {
         name: evaluated(*((f"runs/{name}", n, 3.0) for n in steps))["rows"]
-        for name, steps in {"diffusion": (8, 1), "add": (1,)}.items()
+        for name, steps in {quality.TEACHER: (8, 1), "add_subgroups": (1,)}.items()
     }
     order: list[tuple[str, int]] = []
 
@@ -89,9 +89,9 @@ def test_all_samplers_are_timed_in_turn_and_the_median_counts(
     monkeypatch.setattr(quality.measures, "drawn", lambda loaded, *rest: drawn(
         loaded.config.name, *rest))  # fmt: skip
     quality._time(rows, quality.Options(rounds=3))
-    assert order == [("diffusion", 8), ("diffusion", 1), ("add", 1)] * 3
-    assert [row["seconds_per_image"] for row in rows["diffusion"]] == [8, 8, 1, 1]
-    assert [row["seconds_per_image"] for row in rows["add"]] == [1, 1]
+    assert order == [(quality.TEACHER, 8), (quality.TEACHER, 1), ("add_subgroups", 1)] * 3
+    assert [row["seconds_per_image"] for row in rows[quality.TEACHER]] == [8, 8, 1, 1]
+    assert [row["seconds_per_image"] for row in rows["add_subgroups"]] == [1, 1]
 
 
 def test_runs_that_are_not_compared_and_several_graders_are_refused() -> None:
@@ -200,12 +200,12 @@ def test_table_and_plot_come_from_files_of_evaluate(
     for file, text in files.items():
         file.write_text(text)
     monkeypatch.setattr(machine, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(sys, "argv", ["door", "--evaluated", *map(str, files)])
+    monkeypatch.setattr(sys, "argv", ["door", "--name=ours", "--evaluated", *map(str, files)])
     quality.main()
     assert {file: file.read_text() for file in files} == files, "what was measured is kept"
-    path = tmp_path / "results" / "cpu-2" / "quality.json"
+    path = tmp_path / "results" / "cpu-2" / "quality_ours.json"
     found = json.loads(path.read_text())
-    assert found["command"] == f"{quality.PROGRAM} --evaluated quality.json other.json"
+    assert found["command"] == f"{quality.PROGRAM} --name=ours --evaluated quality.json other.json"
     assert found["rows"] == quality.entries([json.loads(text) for text in files.values()])
     assert found["targets"] == quality.judged(found["rows"])
     drawn = path.with_suffix(".png").read_bytes()
@@ -214,18 +214,20 @@ def test_table_and_plot_come_from_files_of_evaluate(
     assert path.with_suffix(".png").read_bytes() == drawn
 
 
-def test_the_committed_verdict_and_table_are_those_of_the_committed_numbers() -> None:
-    path = RESULTS / "cpu-2" / "quality.json"
-    found = json.loads(path.read_text())
-    assert found["targets"] == quality.judged(found["rows"])
-    assert path.with_suffix(".md").read_text() == quality_report.markdown(found)
+def test_the_committed_verdicts_and_tables_are_those_of_the_committed_numbers() -> None:
+    reports = {path: json.loads(path.read_text()) for path in RESULTS.glob("*/quality*.json")}
+    compared = {path: r for path, r in reports.items() if r.get("benchmark") == "quality"}
+    assert compared
+    for path, found in compared.items():
+        assert found["targets"] == quality.judged(found["rows"])
+        assert path.with_suffix(".md").read_text() == quality_report.markdown(found)
 
 
 def test_neither_a_comparison_nor_what_would_be_overwritten_is_compared(
     refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
-    line = refused(quality.main, "--evaluated", str(RESULTS / "cpu-2" / "quality.json"))
+    line = refused(quality.main, "--evaluated", str(RESULTS / "cpu-2" / "quality_shipped.json"))
     assert "is a comparison made of such files" in line
     path = tmp_path / "cpu-2" / "quality.json"
     path.parent.mkdir()

@@ -108,7 +108,7 @@ def test_anew_is_told_once_and_a_folder_may_have_a_space(place: Path) -> None:
     )
     assert second.startswith("<-m><benchmarks.latency>")
     assert "anew" not in second, "it goes on"
-    assert third.startswith("<-m><benchmarks.quality><--workdir=my runs/methods><--minutes=")
+    assert third.startswith("<-m><benchmarks.quality><--workdir=my runs/quality><--minutes=")
     assert (done / "plots.done").exists(), "nobody asked for it"
 
 

@@ -84,11 +84,22 @@ def test_cutout_blanks_one_square(image):
     assert sides == {2, 3, 4}
 
 
+def test_noise_is_normal_and_of_every_level_up_to_one(image):
+    added = np.asarray(jitted(jax.random.key(6), image, ("noise",)), np.float64) - image
+    levels = added.std((1, 2, 3))
+    assert levels.min() < 0.1
+    assert 0.9 < levels.max() < 1.1
+    assert np.corrcoef(np.sort(levels), np.arange(B))[0, 1] > 0.98, "uniform"
+    each = added / levels[:, None, None, None]
+    assert abs((each**4).mean() - 3) < 0.1, "a normal's fourth moment"
+    assert abs(np.corrcoef(each[0].ravel(), each[1].ravel())[0, 1]) < 0.1
+
+
 def test_an_image_draws_by_its_place_alone(image):
-    key = jax.random.key(4)
-    whole = jitted(key, image, POLICY)
-    np.testing.assert_allclose(jitted(key, image[:8], POLICY), whole[:8], atol=1e-6)
-    assert len({np.asarray(x).tobytes() for x in jitted(key, image[:1].repeat(8, 0), POLICY)}) == 8
+    key, policy = jax.random.key(4), (*POLICY, "noise")
+    whole = jitted(key, image, policy)
+    np.testing.assert_allclose(jitted(key, image[:8], policy), whole[:8], atol=1e-6)
+    assert len({np.asarray(x).tobytes() for x in jitted(key, image[:1].repeat(8, 0), policy)}) == 8
 
 
 def test_gradient_is_the_finite_difference(image):

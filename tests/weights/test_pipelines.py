@@ -372,7 +372,7 @@ def test_a_bare_name_of_a_repository_is_known_as_one(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"is no run folder.*; if .* give hf:stabilityai/sd-turbo$"):
         stages.read(stages.run_folder("stabilityai/sd-turbo"))
     Path("runs").mkdir()
-    with pytest.raises(UserError, match=r"nor the model_index.json of published weights$"):
+    with pytest.raises(UserError, match=r"published weights; train one, .* shipped:classifier$"):
         stages.read(stages.run_folder("runs/add"))
 
 
