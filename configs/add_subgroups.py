@@ -3,8 +3,8 @@
 Command:  python -m jaxgen.train --config=add_subgroups
 Hardware: 2 CPU cores.
 Time:     8 minutes of one core, without the teacher (cpu-1/add_subgroups_train.log).
-Result:   one sharp picture a caption where its teacher's first step is a blur, and hardly a second one:
-          Fréchet distance 24.6, recall 11 % (README, docs/add.md).
+Result:   one sharp picture a caption where its teacher's first step is a blur, and hardly a
+          second one: Fréchet distance 24.6, recall 11 % (README, docs/add.md).
 """
 
 import dataclasses
