@@ -45,10 +45,10 @@ train.main()
 PREPARING = """
 import ctypes
 from jaxgen import train
-def open_source(*_):
+def opened(*_):
     print("now", flush=True)
     ctypes.CDLL(None).system(b"cat")  # no handler of Python's runs until it ends
-train.open_source = open_source
+train.opened = opened
 train.main()
 """
 
