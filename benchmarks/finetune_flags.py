@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks import machine, reports
 from jaxgen import config as configs
-from jaxgen import quality, stages
+from jaxgen import methods, quality, stages
 from jaxgen.data.source import Source
 from jaxgen.data.sources import open_source
 from jaxgen.diffusion.sampler import Sampler
@@ -165,7 +165,7 @@ def _old(options: Options, before: Loaded) -> Asked:
 
 
 def _drawn(loaded: Loaded, asked: Asked, seed: int) -> Images:
-    ids = loaded.config.encode(loaded.tokenizer, asked.captions)
+    ids = methods.encode(loaded.config, loaded.tokenizer, asked.captions)
     return quality.drawn(loaded, Sampler(steps=1), ids, seed)[0]
 
 

@@ -247,7 +247,7 @@ def _drawn(loaded: Loaded, spec: Spec, captions: list[str]) -> UInt8[np.ndarray,
     counts = [int(spec.steps.split(",")[0])] if spec.steps else []
     sampler = quality.samplers(loaded, counts, None)[0]
     assert isinstance(sampler, Sampler)
-    ids = loaded.config.encode(loaded.tokenizer, captions)
+    ids = methods.encode(loaded.config, loaded.tokenizer, captions)
     program = jax.jit(functools.partial(method.sample, loaded.config), static_argnums=3)
     return np.asarray(program(loaded.weights, jax.random.key(0), ids, sampler))
 

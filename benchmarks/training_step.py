@@ -72,8 +72,7 @@ def _measured(config: Any, source: Source, repeats: int, trace: str) -> dict[str
     frozen = meshes.put(frozen, meshes.over_parameters(mesh, frozen, config.mesh.rules))
     init, train_step = methods.programs(config)
     where = meshes.over_parameters(mesh, jax.eval_shape(init, frozen), config.mesh.rules)
-    options: Any = {"xla_backend_optimization_level": 0}  # as jaxgen.runtime.loop does
-    state = jax.jit(init, out_shardings=where, compiler_options=options)(frozen)
+    state = loop.birth(init, where)(frozen)
     placed = meshes.put_batch(mesh, next(data))
     flops = subjects.flops_of(train_step, state, frozen, placed)
     begun = time.perf_counter()
@@ -208,7 +207,7 @@ def _data(config: Any, source: Source, tokenizer: Any, frozen: Any) -> Iterator[
     most = (getattr(text, "vocabulary", 0) or tokenizer.get_vocab_size()) - 1
 
     def encode(captions: Any) -> np.ndarray:
-        return np.minimum(config.encode(tokenizer, captions), most)
+        return np.minimum(methods.encode(config, tokenizer, captions), most)
 
     method = methods.of(config)
     image = jax.ShapeDtypeStruct((len(source), *[source.size] * 2, 3), np.uint8)

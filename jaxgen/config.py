@@ -14,15 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import tyro
-from jaxtyping import Int32
 from pydantic import TypeAdapter, ValidationError
 from tokenizers import Tokenizer
 
 from jaxgen import storage
 from jaxgen.errors import UserError
-from jaxgen.text import tokenizer as words
 
 SHOWN = 12  # captions of the sample grids where the config names none
 
@@ -174,14 +171,6 @@ class Experiment:
     def tokenizers(self, tokenizer: Tokenizer) -> tuple[Tokenizer, ...]:
         """Those that read a caption, one for each text encoder, given the run's."""
         return (tokenizer,)
-
-    def encode(
-        self, tokenizer: Tokenizer, captions: Sequence[str]
-    ) -> Int32[np.ndarray, "n caption_ids"]:
-        """Captions as the networks take them: rows of every tokenizer's ids in turn."""
-        every = self.tokenizers(tokenizer)
-        ids = [words.encode(each, captions, self.caption_length) for each in every]
-        return np.concatenate(ids, axis=1)
 
     @property
     def fewest_pictures(self) -> int:

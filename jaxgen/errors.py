@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import sys
 from collections.abc import Iterator
 
@@ -44,14 +45,25 @@ def reported() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _end("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:  # who read what is printed, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _unread():
+            raise
         sys.exit(EXIT_FAULT)
     except Exception as error:
         told = mendable(error)
         if told is None:
             raise
         _end(str(told), told.code)
+
+
+def _unread() -> bool:
+    """Whether who read what is printed, `head` say, has seen enough; nothing is printed then."""
+    out = select.poll()
+    out.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in out.poll(0)):
+        return False  # another pipe, a bucket's say
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def mendable(error: Exception) -> UserError | None:

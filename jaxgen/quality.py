@@ -176,7 +176,7 @@ def asked(loaded: Loaded, source: Source, first: int, most: int, seed: int) -> A
     rng = np.random.default_rng((seed, first))
     chosen = np.sort(rng.permutation(len(source))[:most])
     texts = [source.captions[n][rng.integers(len(source.captions[n]))] for n in chosen]
-    ids = loaded.config.encode(loaded.tokenizer, texts)
+    ids = methods.encode(loaded.config, loaded.tokenizer, texts)
     return Asked(ids, chosen + first)
 
 

@@ -212,7 +212,7 @@ def _drawn(
     config, prompts = loaded.config, options.prompt
 
     def encoded(texts: Sequence[str]) -> np.ndarray:
-        return config.encode(loaded.tokenizer, texts)
+        return methods.encode(config, loaded.tokenizer, texts)
 
     more: dict[str, np.ndarray] = {}
     if options.negative_prompt:

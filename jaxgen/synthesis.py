@@ -46,7 +46,7 @@ def drawn(
     sampler = Sampler(steps=drawing.steps, guidance=drawing.guidance)
     method.check_sampler(loaded.config, sampler)
     rows, captions = _asked(source, drawing.count, config.seed)
-    ids = loaded.config.encode(loaded.tokenizer, captions)
+    ids = methods.encode(loaded.config, loaded.tokenizer, captions)
     key = _key(loaded, sampler, captions, ids, config.seed)
     draw = _drawer(loaded, sampler, ids, config.seed)
     folder = Path(config.data.root) / "drawn" / key

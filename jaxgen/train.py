@@ -174,7 +174,7 @@ def _once(
             with _counting("computing codes", "image") as progress:
                 beside = once.pictures(wanted, source, cache, progress)
         else:
-            ids = config.encode(tokenizer, _captions(source))
+            ids = methods.encode(config, tokenizer, _captions(source))
             with _counting("encoding captions", "caption") as progress:
                 told, empty = once.captions(wanted, ids, cache, progress)
             needed = spared(wanted, needed, empty)
@@ -265,7 +265,7 @@ def _batches(
 ) -> Any:
     return batches(
         source,
-        functools.partial(config.encode, tokenizer),
+        functools.partial(methods.encode, config, tokenizer),
         batch=config.train.batch,
         seed=config.seed,
         process_index=jax.process_index(),
@@ -295,7 +295,7 @@ class _Show:
         }
         shown = [text for text in config.shown if said.issuperset(words.split(tokenizer, text))]
         self._captions = shown or [source.captions[i][0] for i in chosen]
-        ids = config.encode(tokenizer, self._captions)
+        ids = methods.encode(config, tokenizer, self._captions)
         even = len(ids) % mesh.size == 0
         self._ids = meshes.put(ids, meshes.over_batch(mesh) if even else meshes.replicated(mesh))
         self._program = None

@@ -173,9 +173,9 @@ def both(
     asked: dict[str, Any] = {}
     if negative:
         asked["negative_prompt"] = [negative] * count
-        more["negative"] = config.encode(loaded.tokenizer, [negative] * count)
+        more["negative"] = methods.encode(config, loaded.tokenizer, [negative] * count)
     key = jax.random.key(3)
-    ids = config.encode(loaded.tokenizer, prompts)
+    ids = methods.encode(config, loaded.tokenizer, prompts)
     ours = np.asarray(draw(loaded.weights, key, ids, sampler, **more))
 
     noise_key, sampler_key = jax.random.split(key)

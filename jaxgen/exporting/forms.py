@@ -95,7 +95,7 @@ def stablehlo(
     program = jax.export.export(jax.jit(images), platforms=PLATFORMS)(*shapes)
     (folder / PROGRAM).write_bytes(program.serialize())
     read_by = _tokenizers(loaded, folder)
-    empty = config.encode(loaded.tokenizer, [""])
+    empty = methods.encode(config, loaded.tokenizer, [""])
     facts = {
         "length": config.caption_length,
         "tokenizers": read_by,

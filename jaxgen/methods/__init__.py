@@ -39,16 +39,19 @@ has `pipeline`, `resized` and `computed_in` (`text_to_image.TextToImage`).
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
+from tokenizers import Tokenizer
 
 from jaxgen.config import Experiment
 from jaxgen.errors import UserError
 from jaxgen.state import Batch, Metrics, State, stream
+from jaxgen.text import tokenizer as words
 
 CONFIGS = {
     "add": "Add",
@@ -89,6 +92,16 @@ def programs(
         return method.train_step(given, state, frozen, batch)
 
     return init, train_step
+
+
+def encode(
+    config: Experiment, tokenizer: Tokenizer, captions: Sequence[str]
+) -> Int32[np.ndarray, "n caption_ids"]:
+    """Captions as a config's networks take them: rows of every tokenizer's ids in turn."""
+    every = config.tokenizers(tokenizer)
+    return np.concatenate(
+        [words.encode(each, captions, config.caption_length) for each in every], axis=1
+    )
 
 
 def name(config: Experiment) -> str:

@@ -56,7 +56,7 @@ def encoded(
     config: Any, frozen: Any, loaded: stages.Loaded, cache: Path
 ) -> tuple[dict[str, Any], dict[str, Any], Once, Any]:
     """(A batch with what its captions say, without, what computes that, for the empty caption)."""
-    ids = config.encode(loaded.tokenizer, CAPTIONS)
+    ids = methods.encode(config, loaded.tokenizer, CAPTIONS)
     (text,) = methods.of(config).once(config, frozen)
     told, empty = once.captions(text, ids, cache, lambda *_: None)
     assert {len(table.kept) for table in told.values()} == {3}, "equal captions are encoded once"

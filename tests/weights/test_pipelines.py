@@ -136,7 +136,7 @@ def test_networks_of_any_shape_are_those_of_diffusers(tmp_path_factory, kind, ba
     x, codes = rng.normal(size=(2, batch, *sides, 4)).astype(np.float32)
     image = rng.uniform(-1, 1, (batch, *(2 * side for side in sides), 3)).astype(np.float32)
     t = np.linspace(3, 987, batch, dtype=np.float32)
-    ids = config.encode(loaded.tokenizer, prompts)
+    ids = methods.encode(config, loaded.tokenizer, prompts)
 
     @jax.jit
     def run(weights):
