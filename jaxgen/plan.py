@@ -171,6 +171,7 @@ def _batch(config: Any, mesh: jax.sharding.Mesh, frozen: Any) -> tuple[dict[str,
         "image": image,
         "caption": jax.ShapeDtypeStruct((b, config.caption_ids), jnp.int32),
         "label": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "row": jax.ShapeDtypeStruct((b,), jnp.int32),
     }
     method = methods.of(config)
     for once in method.once(config, frozen) if hasattr(method, "once") else ():

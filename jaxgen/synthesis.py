@@ -4,13 +4,13 @@ Doors call this; it knows no method by name.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from jaxgen import config as configs
 from jaxgen import methods, stages
@@ -22,7 +22,7 @@ from jaxgen.runtime import mesh as meshes
 from jaxgen.stages import Loaded
 from jaxgen.state import stream
 
-FORMAT = 1  # to be raised where the code changes what is drawn
+FORMAT = 2  # to be raised where the code changes what is drawn
 
 
 def drawn(
@@ -108,15 +108,21 @@ def _drawer(
     batch = meshes.images_at_once(loaded.config.data.size)
     mesh = meshes.dividing(batch)
     weights = meshes.put(loaded.weights, meshes.replicated(mesh))
-    sample = meshes.known(mesh, functools.partial(method.sample, loaded.config))
-    program = jax.jit(sample, static_argnums=3)
+
+    def sample(weights: Any, numbers: Array, caption: Array) -> Array:
+        noise = method.numbered_noise(loaded.config, seed, numbers)
+        key = stream(seed, numbers[0], "drawing")
+        return method.sample(loaded.config, weights, key, caption, sampler, noise=noise)
+
+    program = jax.jit(meshes.known(mesh, sample))
 
     def draw(numbers: range) -> UInt8[np.ndarray, "n size size 3"]:
         images = []
         for start in range(numbers.start, numbers.stop, batch):
             block = ids[start : min(start + batch, numbers.stop)]
             caption = meshes.put_padded(mesh, block, batch)
-            drawn = program(weights, stream(seed, start, "drawn"), caption, sampler)
+            which = meshes.put_padded(mesh, np.arange(start, start + len(block)), batch)
+            drawn = program(weights, which, caption)
             images.append(np.asarray(drawn)[: len(block)])
         return np.concatenate(images)
 

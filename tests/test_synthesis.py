@@ -3,19 +3,23 @@
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import SIZE
 
-from jaxgen import synthesis
+from jaxgen import methods, synthesis
 from jaxgen.config import Data, Drawing
 from jaxgen.data import drawn as sets
 from jaxgen.data.source import Source
 from jaxgen.diffusion import denoiser
+from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
+from jaxgen.methods import diffusion
+from jaxgen.methods.diffusion import Diffusion
 from jaxgen.runtime import mesh as meshes
 from jaxgen.stages import Loaded
 from jaxgen.text import tokenizer as words
@@ -76,6 +80,12 @@ def test_a_killed_drawing_ends_in_the_same_pictures(
     images = np.asarray(whole.images)
     assert images.shape == (COUNT, SIZE, SIZE, 3)
     assert len(np.unique(images, axis=0)) == COUNT, "no two alike"
+    number, teacher = 13, cast(Diffusion, loaded.config)  # whose noise a student can be given
+    ids = jnp.asarray(methods.encode(teacher, loaded.tokenizer, [whole.captions[number][0]]))
+    noise = diffusion.numbered_noise(teacher, config.seed, jnp.array([number]))
+    sampler = Sampler(steps=DRAWING.steps, guidance=DRAWING.guidance)
+    alone = diffusion.sample(teacher, loaded.weights, jax.random.key(9), ids, sampler, noise=noise)
+    np.testing.assert_allclose(alone[0].astype(int), images[number].astype(int), atol=1)
 
     first, second, third = sorted((tmp_path / "drawn" / whole.content).iterdir())
     written = first.stat().st_mtime_ns

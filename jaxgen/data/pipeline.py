@@ -39,12 +39,13 @@ def batches(
 ) -> grain.MapDataset:
     """An endless data set whose n-th element is this process's part of the n-th batch.
 
-    A batch has `image` uint8 [b, h, w, 3], `caption` int32 [b, length] and `label` int32 [b], with
-    b = batch / process_count. Every epoch visits every picture once, in an order of its own, and
-    draws one caption of each; batches run on across the end of an epoch. Row i of the whole batch
-    goes to process i // b, so that the processes' parts, joined in order, are what one process
-    alone would have read. `encode` turns all captions into token ids, once, here. `beside` has more
-    fields of a batch, with a row for each picture; `told` with one for each caption, in order.
+    A batch has `image` uint8 [b, h, w, 3], `caption` int32 [b, length], `label` int32 [b], and
+    `row` int32 [b], the pictures' numbers in the source, with b = batch / process_count. Every
+    epoch visits every picture once, in an order of its own, and draws one caption of each; batches
+    run on across the end of an epoch. Row i of the whole batch goes to process i // b, so that the
+    processes' parts, joined in order, are what one process alone would have read. `encode` turns
+    all captions into token ids, once, here. `beside` has more fields of a batch, with a row for
+    each picture; `told` with one for each caption, in order.
 
     Raises `UserError` for an empty source, a `batch` that the processes cannot share equally, and
     a `seed` outside 0 to 2**32 - 1.
@@ -79,6 +80,7 @@ def batches(
             "image": np.stack([source.images[row] for row in rows]),
             "caption": tokens[said],
             "label": source.label_ids[rows],
+            "row": np.asarray(rows, np.int32),
             **{name: np.asarray(array[rows]) for name, array in (beside or {}).items()},
             **{name: shared[said] for name, shared in (told or {}).items()},
         }

@@ -210,12 +210,14 @@ def sample(
     how: Sampler,
     negative: Int[Array, "b ids"] | None = None,
     start: Float[Array, "b h w c"] | None = None,
+    noise: Float[Array, "b h w c"] | None = None,
 ) -> Float[Array, "b h w c"]:
     """Images, or codes, of side `size` from caption ids.
 
     Image i's noise depends on the key and i, not on the size of the batch or the devices. Guidance
     leads away from the `negative` caption; from no caption where it is None. `start` holds the
-    images, or codes, that a sampler of a strength below 1 starts from.
+    images, or codes, that a sampler of a strength below 1 starts from; `noise`, unit Gaussian,
+    takes the place of what the key gives first.
     """
     b = caption.shape[0]
     text = encode(config, weights["text"], caption)
@@ -224,7 +226,8 @@ def sample(
     else:
         away = encode(config, weights["text"], negative)
     noise_key, sampler_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (b, size, size, config.backbone.channels))
+    if noise is None:
+        noise = jax.random.normal(noise_key, (b, size, size, config.backbone.channels))
 
     def denoise(x_t, t, text):
         return predict_x0(config, weights["denoiser"], x_t, t, text)

@@ -32,6 +32,7 @@ from jaxgen.methods.distilled import (
     measured_steps,
     samplers,
     shown,
+    student_noise,
     student_sampler,
     teacher_shapes,
     weights,
@@ -134,8 +135,10 @@ class Add(Distilled):
                 "r1": self.r1,
             }
         )
-        if self.adversarial == self.distillation == 0:
-            raise UserError("--adversarial and --distillation are both 0; nothing would be learnt")
+        if self.adversarial == self.distillation == self.regression == 0:
+            raise UserError(
+                "--adversarial, --distillation and --regression are all 0; nothing would be learnt"
+            )
 
 
 def frozen(config: Add, filled: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +192,8 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     text = jax.lax.stop_gradient(said(config, frozen, batch))
 
     s = student_timesteps(config, random("student timestep"), len(x0))
-    x_s = student_input(config, x0, jax.random.normal(random("student noise"), x0.shape), s)
+    eps, paired = student_noise(config, batch, s, random("student noise"))
+    x_s = student_input(config, x0, eps, s)
 
     def student(params: Any) -> Images:
         return denoiser.predict_x0(config.model, params, x_s, s, text)
@@ -199,9 +203,11 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
 
     # The judge: hinge on real and fake, and R1 (eq. 3).
     policy = config.judge.augment
+    # What is compared picture by picture is to be augmented alike.
+    alike = random("augment real" if config.regression else "augment fake")
 
     def seen(image: Images) -> Features:
-        return look(config, frozen["eyes"], diffaug(random("augment fake"), image, policy))[0]
+        return look(config, frozen["eyes"], diffaug(alike, image, policy))[0]
 
     # One pass for the real images twice, augmented to be judged and as they are to condition on;
     # an image's two rows are neighbours, so that sharding keeps them together.
@@ -237,17 +243,33 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     target = teacher_target(config, frozen, fake, noise, t, text)
 
     in_pixels = config.distance == "pixels"
-    if not in_pixels:
-        (verdict_gradient,) = decoder_vjp(verdict_gradient)
+
+    def weighed(weight: float, gradient: Images) -> Images:
+        """A picture's gradient times its weight, where the distance's is taken."""
+        return weight * (gradient if in_pixels else decoder_vjp(gradient)[0])
+
     goal = decoded(config, frozen, target) if in_pixels else target
 
     def distance(made: Images) -> Float[Array, ""]:
         return distillation.loss(config.model.schedule, config.weighting, made, goal, t)
 
     distilled, distance_gradient = jax.value_and_grad(distance)(picture if in_pixels else fake)
-    verdict_gradient *= config.adversarial
+    verdict_gradient = weighed(config.adversarial, verdict_gradient)
     distance_gradient *= config.distillation
     gradient = verdict_gradient + distance_gradient
+    loss = config.adversarial * verdict + config.distillation * distilled
+    terms = {}
+    if config.regression:
+        missed, features_gradient = jax.value_and_grad(
+            lambda features: jnp.mean(paired * eyesight.distance(features, real_features))
+        )(fake_features)
+        regression_gradient = weighed(config.regression, eyes_vjp(features_gradient)[0])
+        gradient += regression_gradient
+        loss += config.regression * missed
+        terms = {
+            "regression": missed,
+            "regression_gradient": jnp.linalg.norm(regression_gradient),
+        }
     if in_pixels:
         (gradient,) = decoder_vjp(gradient)
     (gradient,) = student_vjp(gradient)
@@ -262,9 +284,10 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
         ema=ema,
         opt_state={"student": student_opt, "judge": judge_opt},
     ), {
-        "loss": config.adversarial * verdict + config.distillation * distilled,
+        "loss": loss,
         "adversarial": verdict,
         "distillation": distilled,
+        **terms,
         **judged,
         "adversarial_gradient": jnp.linalg.norm(verdict_gradient),
         "distillation_gradient": jnp.linalg.norm(distance_gradient),

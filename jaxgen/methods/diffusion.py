@@ -29,6 +29,7 @@ from jaxgen.methods.text_to_image import (
     clean,
     codec_shapes,
     frozen_codec,
+    numbered_noise,
     once,
     said,
 )
@@ -38,7 +39,7 @@ from jaxgen.state import Batch, Metrics, State, own, stream
 from jaxgen.text.encoder import TextFeatures
 from jaxgen.weights.pipelines import Pipeline
 
-__all__ = ["check_sampler", "once"]  # shared functions of this method
+__all__ = ["check_sampler", "numbered_noise", "once"]  # shared functions of this method
 _FREE = (".vocabulary", ".dtype", ".remat")  # fields that weights do not depend on
 
 
@@ -255,10 +256,11 @@ def sample(
     sampler: Sampler,
     negative: Int[Array, "b length"] | None = None,
     start: UInt8[Array, "b h w 3"] | None = None,
+    noise: Float[Array, "b side side c"] | None = None,
 ) -> Array:
     """uint8 images [b, h, w, 3] from caption ids: `text_to_image.sample`, adapters merged."""
     whole = merged(config, weights)
-    return text_to_image.sample(config, whole, key, caption, sampler, negative, start)
+    return text_to_image.sample(config, whole, key, caption, sampler, negative, start, noise)
 
 
 def seen_words(weights: denoiser.Weights) -> frozenset[int]:

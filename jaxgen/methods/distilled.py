@@ -4,19 +4,20 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
-from jaxtyping import PRNGKeyArray
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen import config as configs
 from jaxgen import methods
-from jaxgen.config import Experiment
+from jaxgen.config import Drawing, Experiment
 from jaxgen.diffusion import denoiser
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.diffusion import Diffusion, merged
-from jaxgen.methods.text_to_image import TextToImage, codec_shapes, weighed
-from jaxgen.state import State, own
+from jaxgen.methods.text_to_image import TextToImage, codec_shapes, numbered_noise, weighed
+from jaxgen.state import Batch, State, own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,15 @@ class Distilled(TextToImage):
     frequency: tuple[float, ...] = ()
     """How often each of them is drawn, relative to the others, pure noise first; empty: equally,
     as the paper of ADD has it."""
+    drawn: Drawing = Drawing(count=0)
+    """The teacher's samples from which the student learns; --drawn.count 0: the real pictures."""
+    regression: float = 0.0
+    """Weight of the distance between the student's one step and what the teacher draws from the
+    very same noise, in the features by which the judge sees (Yin et al. 2023, DMD, arXiv
+    2311.18828, eq. 9): without it nothing says that other noise is to give another picture."""
+
+    def drawing(self) -> tuple[str, Drawing] | None:
+        return ("teacher", self.drawn) if self.drawn.count else None
 
     @property
     def words_of(self) -> str:
@@ -134,6 +144,18 @@ class Distilled(TextToImage):
                 f"--frequency is {share}; give numbers from 0 up, the first above 0, or one step "
                 "is never learnt"
             )
+        configs.check_not_negative({"drawn.count": self.drawn.count, "regression": self.regression})
+        sampling.check(Sampler(steps=self.drawn.steps), self.model.schedule)
+        if self.regression and not self.drawn.count:
+            raise UserError(
+                "--regression asks what the teacher draws from the student's noise, and it draws "
+                "nothing: give --drawn.count"
+            )
+        if self.regression and self.data.flip:
+            raise UserError(
+                "--regression has no meaning with mirrored pictures, which no noise gave: give "
+                "--no-data.flip"
+            )
         if self.teacher_train_steps < 0:
             raise UserError(f"--teacher-train-steps is {self.teacher_train_steps}; give 0 or more")
         if self.teacher_train_steps and self.teacher != "train":
@@ -143,6 +165,23 @@ class Distilled(TextToImage):
 def student_sampler(config: Distilled, steps: int) -> Sampler:
     """Few steps at the timesteps that the student was trained at, noising again between them."""
     return Sampler(solver="euler_ancestral", spacing=config.spacing, steps=steps)
+
+
+def student_noise(
+    config: Distilled, batch: Batch, s: Float[Array, " b"], key: PRNGKeyArray
+) -> tuple[Float[Array, "b side side c"], Float[Array, " b"]]:
+    """The student's ε at timesteps s, and 1 for the images which the teacher drew from theirs.
+
+    These are, with a `regression`, those at pure noise; all others' noise is fresh.
+    """
+    shape = (len(s), config.side, config.side, config.model.backbone.channels)
+    fresh = jax.random.normal(key, shape)
+    if not config.regression:
+        return fresh, jnp.zeros(len(s))
+    last = sampling.timesteps(student_sampler(config, 1), config.model.schedule)[0]
+    pure = s >= last
+    theirs = numbered_noise(config, config.seed, batch["row"])
+    return jnp.where(pure[:, None, None, None], theirs, fresh), pure.astype(jnp.float32)
 
 
 def samplers(config: Distilled) -> dict[str, Sampler]:

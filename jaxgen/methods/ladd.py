@@ -27,7 +27,6 @@ from jaxgen.config import Drawing, Optimizer
 from jaxgen.diffusion import denoiser, distillation
 from jaxgen.diffusion import sampler as sampling
 from jaxgen.diffusion import schedule as schedules
-from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.methods.distilled import (
     Distilled,
@@ -36,6 +35,7 @@ from jaxgen.methods.distilled import (
     measured_steps,
     samplers,
     shown,
+    student_noise,
     student_sampler,
     teacher_shapes,
     weights,
@@ -49,6 +49,7 @@ from jaxgen.methods.text_to_image import (
     seen_words,
     unsaid,
 )
+from jaxgen.models import eyes
 from jaxgen.models import judge as judges
 from jaxgen.models.judge import Head
 from jaxgen.models.unet import timestep_embedding
@@ -74,7 +75,6 @@ __all__ = [  # shared functions of this method
 @dataclasses.dataclass(frozen=True)
 class Ladd(Distilled):
     drawn: Drawing = Drawing()
-    """The teacher's samples from which the student learns; --drawn.count 0: the real pictures."""
     taps: tuple[int, ...] = ()
     """Which of the teacher's feature maps are judged, a head each: of a UNet every level going
     down, the middle, every level going up, counted from 0; of a DiT the blocks. Empty: all."""
@@ -94,15 +94,11 @@ class Ladd(Distilled):
     r1: float = 0.0
     """Weight of the gradient penalty on the features of real images; the paper names none."""
 
-    def drawing(self) -> tuple[str, Drawing] | None:
-        return ("teacher", self.drawn) if self.drawn.count else None
-
     def check(self) -> None:
         super().check()
         self.judge_optimizer.check("judge-optimizer")
         configs.check_not_negative(
             {
-                "drawn.count": self.drawn.count,
                 "warmup-steps": self.warmup_steps,
                 "distillation": self.distillation,
                 "r1": self.r1,
@@ -113,7 +109,6 @@ class Ladd(Distilled):
                 f"--warmup-steps {self.warmup_steps} are all of --train.steps {self.train.steps}: "
                 "pure noise is never drawn, and one step never learnt; give fewer"
             )
-        sampling.check(Sampler(steps=self.drawn.steps), self.model.schedule)
         maps = denoiser.feature_maps(self.model)
         if self.taps and not 0 <= min(self.taps) <= max(self.taps) < maps:
             raise UserError(f"--taps is {self.taps}; the teacher has feature maps 0 to {maps - 1}")
@@ -174,7 +169,7 @@ def train_step(config: Ladd, state: State, frozen: Any, batch: Batch) -> tuple[S
     text = jax.lax.stop_gradient(said(config, frozen, batch))
 
     s = student_timesteps(config, random("student timestep"), state.step, len(x0))
-    eps = jax.random.normal(random("student noise"), x0.shape)
+    eps, paired = student_noise(config, batch, s, random("student noise"))
     x_s = schedules.add_noise(schedule, x0, eps, s, pure_terminal=True)
 
     def student(params: Any) -> Images:
@@ -232,6 +227,18 @@ def train_step(config: Ladd, state: State, frozen: Any, batch: Batch) -> tuple[S
         terms |= {
             "distillation": distilled,
             "distillation_gradient": jnp.linalg.norm(distance_gradient),
+        }
+    if config.regression:
+        missed, features_gradient = jax.value_and_grad(
+            lambda features: jnp.mean(paired * eyes.distance(features, real_features))
+        )(fake_features)
+        (regression_gradient,) = teacher_vjp(features_gradient)
+        regression_gradient *= config.regression
+        gradient += regression_gradient
+        loss += config.regression * missed
+        terms |= {
+            "regression": missed,
+            "regression_gradient": jnp.linalg.norm(regression_gradient),
         }
     (gradient,) = student_vjp(gradient)
     student_params, student_opt, student_norm = optimizer.apply(

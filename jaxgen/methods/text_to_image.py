@@ -25,7 +25,7 @@ from jaxgen.models.autoencoder import AutoencoderConfig
 from jaxgen.models.dit import DiTConfig
 from jaxgen.models.unet import UNetConfig
 from jaxgen.pixels import mirrored, to_uint8, to_unit
-from jaxgen.state import EMPTY, Batch, Once
+from jaxgen.state import EMPTY, Batch, Once, stream
 from jaxgen.text import tokenizer as words
 from jaxgen.text.encoder import TextConfig, TextFeatures
 from jaxgen.weights.pipelines import Pipeline
@@ -318,15 +318,27 @@ def sample(
     sampler: Sampler,
     negative: Int[Array, "b length"] | None = None,
     start: UInt8[Array, "b h w 3"] | None = None,
+    noise: Images | None = None,
 ) -> Array:
     """uint8 images [b, h, w, 3] from caption ids: one program from ids to pixels.
 
     Guidance leads away from the `negative` captions; a sampler of a strength below 1 starts from
-    the images `start`.
+    the images `start`; `noise`, unit Gaussian, [b, side, side, channels], takes the place
+    of what the key gives first.
     """
     first = None if start is None else encoded(config, weights, to_unit(start))
-    x0 = denoiser.sample(config.model, config.side, weights, key, caption, sampler, negative, first)
+    x0 = denoiser.sample(
+        config.model, config.side, weights, key, caption, sampler, negative, first, noise
+    )
     return to_uint8(decoded(config, weights, x0))
+
+
+def numbered_noise(
+    config: TextToImage, seed: int, numbers: Int[Array, " b"]
+) -> Float[Array, "b side side c"]:
+    """The unit Gaussian noise from which the samples of these numbers of a drawn set start."""
+    shape = (config.side, config.side, config.model.backbone.channels)
+    return jax.vmap(lambda n: jax.random.normal(stream(seed, n, "drawn"), shape))(numbers)
 
 
 def check_sampler(config: TextToImage, sampler: Sampler) -> None:

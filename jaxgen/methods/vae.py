@@ -11,7 +11,6 @@ Elsewhere codes are the encoder's means times `scale`, so that their standard de
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -233,26 +232,9 @@ def reconstruction_loss(
                 frozen["eyes"], image, config.taps, method="features"
             )
 
-        terms["perceptual"] = perceptual_distance(look(image), look(real))
+        terms["perceptual"] = jnp.mean(eyes.distance(look(image), look(real)))
         loss += config.perceptual * terms["perceptual"]
     return loss, terms
-
-
-def perceptual_distance(
-    a: Sequence[Float[Array, "b _ _ _"]], b: Sequence[Float[Array, "b _ _ _"]]
-) -> Scalar:
-    """Squared distance of feature vectors of length 1, 0 to 4; mean over positions, then over taps.
-
-    Zhang et al. 2018 (LPIPS), eq. 1, without the weights learnt from people's judgements.
-    """
-
-    def unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-8)
-
-    distances = [
-        jnp.mean(jnp.sum((unit(x) - unit(y)) ** 2, axis=-1)) for x, y in zip(a, b, strict=True)
-    ]
-    return jnp.mean(jnp.stack(distances))
 
 
 def kl_loss(posterior: Posterior, pixel_values: int) -> Scalar:

@@ -4,6 +4,7 @@ Sauer et al. 2023 (StyleGAN-T, arXiv 2301.09515) judge what comes out of a visio
 several depths. Every network here is a Linen module whose fields say all of it but its parameters.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import flax.struct
@@ -49,6 +50,24 @@ def usual_taps(network: Network) -> tuple[int, ...]:
         return tuple(_blocks(network)[each - 1 :: each])
     depth = network.config.depth
     return (-1, *sorted({max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4)}))
+
+
+def distance(
+    a: Sequence[Float[Array, "b *n c"]], b: Sequence[Float[Array, "b *n c"]]
+) -> Float[Array, " b"]:
+    """Squared distance of feature vectors of length 1, 0 to 4; mean over positions, then over taps.
+
+    Zhang et al. 2018 (LPIPS), eq. 1, without the weights learnt from people's judgements.
+    """
+
+    def unit(x: Array) -> Array:
+        return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-8)
+
+    def apart(x: Array, y: Array) -> Float[Array, " b"]:
+        squared = jnp.sum((unit(x) - unit(y)) ** 2, axis=-1)
+        return jnp.mean(squared, axis=tuple(range(1, squared.ndim)))
+
+    return jnp.mean(jnp.stack([apart(x, y) for x, y in zip(a, b, strict=True)]), axis=0)
 
 
 def check(name: str, network: Network, taps: tuple[int, ...], side: int) -> None:

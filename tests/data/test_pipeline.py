@@ -42,6 +42,7 @@ def test_a_batch_holds_what_the_records_say():
         "image": ((6, 4, 4, 3), "uint8"),
         "caption": ((6, 2), "int32"),
         "label": ((6,), "int32"),
+        "row": ((6,), "int32"),
     }
     assert batch["caption"][:, 0].tolist() == rows(batch)
     assert batch["label"].tolist() == [row % 5 for row in rows(batch)]

@@ -285,7 +285,7 @@ def test_what_does_not_fit_names_both_sides(add_config: Add, diffusion_config) -
         ({"adversarial": float("nan")}, "--adversarial is nan; give 0 or more"),
         ({"r1": -1.0}, "--r1 is -1.0; give 0 or more"),
         ({"teacher_guidance": -5.0}, "--teacher-guidance is -5.0; give 0 or more"),
-        ({"adversarial": 0.0, "distillation": 0.0}, "both 0; nothing would be learnt"),
+        ({"adversarial": 0.0, "distillation": 0.0}, "are all 0; nothing would be learnt"),
         ({"train": Train(batch=1)}, "--train.batch is 1: .* give 2 or more"),
     ],
 )
