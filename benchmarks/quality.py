@@ -3,18 +3,20 @@
     python -m benchmarks.quality
     python -m benchmarks.quality --name=mine --evaluated runs/NAME/quality.json
 
-The teacher at 50, 8, 4, 2 and 1 steps, ADD at 1, 2 and 4, LADD, GAN, all on the same pictures, of
-which no more is said than the subgroup: where a caption names one picture of few, a teacher's first
-step knows it already. What is not trained is trained, what is not measured is measured. With
+The teacher at 50, 8, 4, 2 and 1 steps, ADD at 1, 2 and 4, LADD, both also with pairs (--regression:
+held to what the teacher draws from the same noise), GAN, all on the same pictures, of which no more
+is said than the subgroup: where a caption names one picture of few, a teacher's first step knows it
+already. What is not trained is trained, what is not measured is measured. With
 --evaluated from files that `jaxgen.evaluate` wrote, and no more.
 
 Writes a table, its numbers as JSON, and a plot of the Fréchet distance over seconds per image to
-the results of the hardware that was measured on; and says whether one step of ADD reaches what it
-should: TARGETS.
+the results of the hardware that was measured on; and says whether one step of ADD, as it is and
+with pairs, reaches what it should: TARGETS.
 """
 
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import statistics
@@ -38,10 +40,14 @@ SPECS = (
     Spec(TEACHER, "50,8,4,2,1"),
     Spec("add_subgroups", "1,2,4", 0.25, (("teacher", TEACHER),)),
     Spec("ladd_subgroups", "1,4", 0.25, (("teacher", TEACHER),)),
+    Spec("add_paired", "1,2,4", 0.25, (("teacher", TEACHER),)),
+    Spec("ladd_paired", "1,4", 0.25, (("teacher", TEACHER),)),
     Spec("gan_subgroups"),
 )
 TITLES = {"diffusion": "teacher", "add": "ADD", "ladd": "LADD", "gan": "GAN"}
 TITLES |= {f"{name}_subgroups": title for name, title in TITLES.items()}
+TITLES |= {f"{name}_paired": f"{TITLES[name]} with pairs" for name in ("add", "ladd")}
+JUDGED = (TITLES["add"], TITLES["add_paired"])
 
 Entry = dict[str, Any]
 
@@ -200,8 +206,8 @@ def judged(rows: Sequence[Entry]) -> list[dict[str, Any]]:
                 if row["method"] == method and row["steps"] in steps]  # fmt: skip
 
     found = []
-    for target in TARGETS:
-        student, teacher = of("ADD", (1,)), of(TITLES[TEACHER], target.steps)
+    for method, target in itertools.product(JUDGED, TARGETS):
+        student, teacher = of(method, (1,)), of(TITLES[TEACHER], target.steps)
         if not student or not teacher:
             continue
         own = student[0][target.metric]
@@ -212,6 +218,7 @@ def judged(rows: Sequence[Entry]) -> list[dict[str, Any]]:
         gap = limit - own["value"] if target.most else own["value"] - limit
         noise = math.hypot(_half(own), target.factor * _half(best))
         found.append({
+            "method": method,
             "target": target.says,
             "value": own["value"],
             "limit": limit,

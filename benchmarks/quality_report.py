@@ -50,12 +50,13 @@ def _of(found: dict[str, Any], title: str) -> dict[str, float] | None:
 
 def targets(report: Report) -> str:
     """A line for each target of ADD at one step."""
-    lines = ["| one step of ADD | it has | limit | |", "|---|---|---|---|"]
+    lines = ["| one step of | should have | it has | limit | |", "|---|---|---|---|---|"]
     for found in report["targets"]:
         said = f"{'met' if found['met'] else 'missed'} by {abs(found['by']):.0%}"
         said += "" if found["sure"] else ", within the noise"
         lines.append(
-            f"| {found['target']} | {found['value']:.3g} | {found['limit']:.3g} | {said} |"
+            f"| {found['method']} | {found['target']} | {found['value']:.3g} "
+            f"| {found['limit']:.3g} | {said} |"
         )
     return "\n".join(lines)
 

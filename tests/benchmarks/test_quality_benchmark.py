@@ -52,9 +52,12 @@ def evaluated(*runs: tuple[str, int, float], grader: str = GRADER) -> dict[str, 
 
 def test_targets_are_met_or_missed_by_a_share_and_surely_or_not() -> None:
     teacher = [("runs/diffusion", n, v) for n, v in ((50, 3.0), (4, 4.0), (2, 5.0), (1, 9.0))]
-    rows = quality.entries([evaluated(*teacher), evaluated(("runs/add", 1, 3.5))])
-    assert [entry["method"] for entry in rows] == ["teacher"] * 4 + ["ADD"]
-    few, fifty, retrieval, recall = quality.judged(rows)
+    paired = ("runs/add_paired", 1, 2.5)
+    rows = quality.entries([evaluated(*teacher), evaluated(("runs/add", 1, 3.5), paired)])
+    assert [entry["method"] for entry in rows] == ["teacher"] * 4 + ["ADD", "ADD with pairs"]
+    few, fifty, retrieval, recall, *others = quality.judged(rows)
+    assert [other["method"] for other in others] == ["ADD with pairs"] * 4
+    assert others[1]["met"]
     assert (few["limit"], few["met"], few["sure"]) == (4.0, True, True)
     assert few["by"] == pytest.approx(0.125)
     assert fifty["limit"] == pytest.approx(3.45)
@@ -62,6 +65,7 @@ def test_targets_are_met_or_missed_by_a_share_and_surely_or_not() -> None:
     assert retrieval["by"] == pytest.approx(0.8 / 0.72 - 1)
     assert recall["met"]
     told = quality_report.targets({"targets": [few, fifty]})
+    assert "| ADD | lower" in told
     assert "| 3.5 | 4 | met by 12% |" in told
     assert "| 3.5 | 3.45 | missed by 1%, within the noise |" in told
     equal = quality.judged(quality.entries([evaluated(*teacher[:2], ("runs/diffusion", 2, 5.0),

@@ -1,0 +1,29 @@
+"""ADD with pairs: what add_subgroups.py lacks, a reason to draw another picture for other noise.
+
+Command:  python -m jaxgen.train --config=add_paired
+Hardware: 2 CPU cores.
+Time:     TIME_ADD
+Result:   RESULT_ADD
+
+The student learns from its teacher's samples, each with the noise that it was drawn from: given
+that noise, its one step is held to that sample in the features by which the judge sees
+(--regression), and the judge, told the sample (--judge.condition), asks for the same. ADD of the
+paper has neither.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.config import Drawing
+from jaxgen.methods.add import Add
+
+add, teacher = configs.load("add_subgroups"), configs.load("diffusion_subgroups")
+assert isinstance(add, Add)
+
+config = dataclasses.replace(
+    add,
+    name="add_paired",
+    drawn=Drawing(count=3000, steps=4, guidance=add.guidance),
+    regression=10.0,
+    judge=dataclasses.replace(add.judge, condition="both"),
+)

@@ -1,0 +1,23 @@
+"""LADD with pairs: ladd_subgroups.py, its one step held to what its teacher draws from its noise.
+
+Command:  python -m jaxgen.train --config=ladd_paired
+Hardware: 2 CPU cores.
+Time:     TIME_LADD
+Result:   RESULT_LADD
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.config import Drawing
+from jaxgen.methods.ladd import Ladd
+
+ladd = configs.load("ladd_subgroups")
+assert isinstance(ladd, Ladd)
+
+config = dataclasses.replace(
+    ladd,
+    name="ladd_paired",
+    drawn=Drawing(count=3000, steps=4, guidance=ladd.guidance),
+    regression=10.0,
+)
