@@ -23,7 +23,8 @@ assert isinstance(add, Add)
 config = dataclasses.replace(
     add,
     name="add_paired",
-    drawn=Drawing(count=3000, steps=4, guidance=add.guidance),
-    regression=10.0,
+    drawn=Drawing(count=6000, steps=8, guidance=add.guidance),
+    regression=60.0,
     judge=dataclasses.replace(add.judge, condition="both"),
+    optimizer=dataclasses.replace(add.optimizer, learning_rate=5e-4),
 )

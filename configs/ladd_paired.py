@@ -18,6 +18,7 @@ assert isinstance(ladd, Ladd)
 config = dataclasses.replace(
     ladd,
     name="ladd_paired",
-    drawn=Drawing(count=3000, steps=4, guidance=ladd.guidance),
-    regression=10.0,
+    drawn=Drawing(count=6000, steps=8, guidance=ladd.guidance),
+    regression=60.0,
+    optimizer=dataclasses.replace(ladd.optimizer, learning_rate=3e-4),
 )
