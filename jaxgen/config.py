@@ -31,7 +31,7 @@ O = TypeVar("O")  # noqa: E741
 class Data:
     name: str = "openmoji"
     """openmoji, openmoji:GROUP,GROUP…, digits, fashion-mnist, fashion-mnist:PATH,
-    imagefolder:PATH, or tfds:NAME."""
+    imagefolder:PATH, tfds:NAME, or tfds:FOLDER, which tensorflow-datasets has prepared."""
     label: str = ""
     """Which class field of the records is the label (openmoji: label, the groups, or sublabel,
     the subgroups); none: the set's first."""

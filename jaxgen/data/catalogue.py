@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from tensorflow_datasets.core.naming import parse_builder_name_kwargs
-from tensorflow_datasets.core.read_only_builder import builder_from_files
+from tensorflow_datasets.core.read_only_builder import builder_from_directory, builder_from_files
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from jaxgen.data.picture import UnreadableError, decode
@@ -20,6 +21,38 @@ from jaxgen.errors import UserError
 CAPTION_FEATURES = ("captions", "caption", "text", "texts", "title", "description")
 LABEL_FEATURES = ("label", "labels", "class", "category")
 ID_FEATURES = ("id", "image/filename", "filename", "file_name", "image_id")
+INFO = "dataset_info.json"  # in every folder that TFDS has prepared
+
+
+def is_folder(name: str) -> bool:
+    """Whether that is the path of a prepared set, and not a name of the catalogue.
+
+    It is one if it starts with /, . or ~, if it has more than the one slash of NAME/CONFIG, or if
+    a prepared set is there.
+    """
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or (Path(name) / INFO).is_file()
+
+
+def open_folder(path: str, split: str, size: int, label: str = "") -> Source:
+    """One split of a set that TFDS has prepared in the folder `path`, wherever that is.
+
+    The code that made the set is not needed. `label` is as in `read`.
+    """
+    name = f"tfds:{path}"
+    folder = Path(path).expanduser()
+    _check_prepared(folder)
+    try:
+        builder = builder_from_directory(folder)
+    # Its JSON files may be wrong in any way, and name features of code that is not here.
+    except Exception as error:
+        raise UserError(f"cannot open {name} ({_gist(error)}); {_ANEW}") from error
+    formats = {form.value for form in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise UserError(
+            f"{name} is in {', '.join(sorted(formats))} files, which are not read here; prepare it "
+            'with file_format="array_record"'
+        )
+    return read(builder, name, split, size, label)
 
 
 def open_tfds(name: str, split: str, size: int, root: str | Path, label: str = "") -> Source:
@@ -54,42 +87,35 @@ def read(builder: Any, name: str, split: str, size: int, label: str = "") -> Sou
         known = sorted(builder.info.splits)
         hint = suggestion(split, known)
         raise UserError(f"{name} has no split {split!r}{hint} It has: {', '.join(known)}")
-    image = _feature(features, ("image",), tfds.features.Image)
-    if image is None:
-        raise UserError(f"{name} has no image feature; its features are {', '.join(features)}")
-    captions = _feature(features, CAPTION_FEATURES, None)
+    if not builder.info.splits[split].num_examples:
+        raise UserError(f"{name} has no pictures in its split {split!r}; use another split")
     check_label(builder, name, label)
-    label_feature = label or _feature(features, LABEL_FEATURES, tfds.features.ClassLabel)
-    if captions is None and label_feature is None:
-        raise UserError(f"{name} has neither captions nor labels to learn from")
-    ident = _feature(features, ID_FEATURES, None)
-
-    try:
-        rows = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
-    except NotImplementedError as error:
-        raise UserError(
-            f"{name} was prepared in a format without random access; remove {builder.data_dir}, or "
-            f"{_REMEDY} there"
-        ) from error
-    labels = tuple(features[label_feature].names) if label_feature else ("all",)
-    texts, numbers, ids = [], [], []
-    for index in range(len(rows)):
-        row = rows[index]
-        numbers.append(int(row[label_feature]) if label_feature else 0)
-        own = _texts(row[captions]) if captions else ()
-        if numbers[-1] < 0 and not own:
+    fields = _fields(features, name, label)
+    records = _Records(name, _rows(builder, name, split, fields.image), fields.image)
+    labels = tuple(features[fields.label].names) if fields.label else ("all",)
+    kept = fits_in_memory(len(records), size)
+    texts, numbers, ids, prints = [], [], [], []
+    for index in range(len(records)):
+        row = records[index]
+        number = int(row[fields.label]) if fields.label else 0
+        own = _texts(row[fields.captions]) if fields.captions else ()
+        if not own and (number < 0 or not fields.label):
+            lacks = "label" if fields.label else "caption"
             raise UserError(
-                f"{name}, split {split}: picture {index} has no label; use another split"
+                f"{name}, split {split}: picture {index} has no {lacks}; use another split, or a "
+                "set that gives it one"
             )
-        texts.append(own or (labels[numbers[-1]],))
-        ids.append(_text(row[ident]) if ident else f"{index:08d}")
+        numbers.append(number)
+        texts.append(own or (labels[number],))
+        ids.append(_text(row[fields.ident]) if fields.ident else f"{index:08d}")
+        prints.append(b"" if kept else digest(row[fields.image]).encode())
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    images = _Decoded(name, rows, image, size, tuple(order))
-    if fits_in_memory(len(order), size):
+    images = _Decoded(records, size, tuple(order))
+    if kept:
         images = np.stack([images[i] for i in range(len(order))])
         content = digest(images.tobytes())
     else:
-        content = digest(repr((builder.info.full_name, builder.info.splits[split])).encode())
+        content = digest(*(prints[i] for i in order))
     return Source(
         name=name,
         split=split,
@@ -118,6 +144,19 @@ def check_label(builder: Any, name: str, label: str) -> None:
 
 
 _REMEDY = 'prepare it where that works, with file_format="array_record", and copy it to'
+_ANEW = "copy it anew from where it is whole, or prepare it again"
+
+
+def _check_prepared(folder: Path) -> None:
+    if not folder.exists():
+        raise UserError(f"no folder {folder}; check the path after tfds:")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; tfds: takes the folder that holds {INFO}")
+    if (folder / INFO).is_file():
+        return
+    below = [file for depth in ("*", "*/*") for file in sorted(folder.glob(f"{depth}/{INFO}"))]
+    hint = f", such as tfds:{below[0].parent}" if below else ", which TFDS wrote beside the records"
+    raise UserError(f"no {INFO} in {folder}; give the folder that holds it{hint}")
 
 
 def _builder(name: str, root: str | Path) -> Any:
@@ -127,7 +166,8 @@ def _builder(name: str, root: str | Path) -> Any:
     except DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         raise UserError(
-            f"no set {plain!r} in the TFDS catalogue{suggestion(plain, known)}"
+            f"no set {plain!r} in the TFDS catalogue{suggestion(plain, known)} "
+            "The path of a set that is prepared starts with /, ./ or ~"
         ) from error
     # Many builders cannot even be made without TensorFlow, but what they prepared can be read.
     except Exception as error:
@@ -140,19 +180,32 @@ def _builder(name: str, root: str | Path) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decoded:
-    name: str
-    rows: Any
-    feature: str
-    size: int
-    order: tuple[int, ...]
+class _Fields:
+    """The names of a record's features, by what they are used for."""
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
-        row = self.order[index]
-        try:
-            return decode(self.rows[row][self.feature], self.size)
-        except UnreadableError as error:
-            raise UserError(f"{self.name}: picture {row} cannot be decoded: {error}") from error
+    image: str
+    captions: str | None
+    label: str | None
+    ident: str | None
+
+
+def _fields(features: Any, name: str, label: str) -> _Fields:
+    known = ", ".join(features)
+    image = _feature(features, ("image",), tfds.features.Image)
+    if image is None:
+        raise UserError(
+            f"{name} has no image feature; use a set with a tfds.features.Image. It has: {known}"
+        )
+    captions = [field for field in CAPTION_FEATURES if _has_text(features, field)]
+    classes = label or _feature(features, LABEL_FEATURES, tfds.features.ClassLabel)
+    if not captions and classes is None:
+        raise UserError(
+            f"{name} has neither captions nor labels to learn from; use a set with a text feature "
+            f"called {', '.join(CAPTION_FEATURES[:-1])} or {CAPTION_FEATURES[-1]}, or with a "
+            f"tfds.features.ClassLabel. It has: {known}"
+        )
+    ident = _feature(features, ID_FEATURES, None)
+    return _Fields(image, captions[0] if captions else None, classes, ident)
 
 
 def _feature(features: Any, names: tuple[str, ...], kind: type | None) -> str | None:
@@ -161,6 +214,66 @@ def _feature(features: Any, names: tuple[str, ...], kind: type | None) -> str | 
         known += [name for name in features if name not in known]
         known = [name for name in known if isinstance(features[name], kind)]
     return known[0] if known else None
+
+
+def _has_text(features: Any, name: str) -> bool:
+    """Whether that is a text, several, or (COCO's captions) records of which `text` is one."""
+    if name not in features:
+        return False
+    feature = features[name]
+    if isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return _has_text(feature, "text")
+    return feature.np_dtype == np.object_
+
+
+def _rows(builder: Any, name: str, split: str, image: str) -> Sequence[dict[str, Any]]:
+    try:
+        return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise UserError(
+            f"{name} was prepared in a format without random access; remove {builder.data_dir}, or "
+            f"{_REMEDY} there"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    name: str
+    rows: Sequence[dict[str, Any]]
+    image: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            row = self.rows[index]
+        # What ArrayRecord and protobuf raise for a file that is missing or damaged is not told.
+        except Exception as error:
+            raise UserError(
+                f"{self.name}: record {index} cannot be read ({_gist(error)}); {_ANEW}"
+            ) from error
+        # Some files that are cut short read as records of nothing.
+        if row[self.image] is None:
+            raise UserError(f"{self.name}: record {index} is empty, its file cut short; {_ANEW}")
+        return row
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+    records: _Records
+    size: int
+    order: tuple[int, ...]
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
+        row = self.order[index]
+        try:
+            return decode(self.records[row][self.records.image], self.size)
+        except UnreadableError as error:
+            name = self.records.name
+            raise UserError(f"{name}: picture {row} cannot be decoded: {error}") from error
 
 
 def _texts(value: Any) -> tuple[str, ...]:

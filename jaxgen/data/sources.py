@@ -20,6 +20,7 @@ NAMES = (
     "fashion-mnist:PATH",
     "imagefolder:PATH",
     "tfds:NAME",
+    "tfds:FOLDER",
 )
 ONE_LABEL = ("digits", "fashion-mnist", "imagefolder")  # their pictures have classes of one kind
 
@@ -71,6 +72,8 @@ def open_source(
         return fashion_mnist.read(rest or fashion_mnist.INSTALLED, split, size)
     if kind == "imagefolder" and rest:
         return imagefolder.read(rest, split, size, root, progress)
+    if kind == "tfds" and catalogue.is_folder(rest):
+        return catalogue.open_folder(rest, split, size, label)
     if kind == "tfds" and rest:
         return catalogue.open_tfds(rest, split, size, root, label)
     hint = suggestion(kind, dict.fromkeys(known.partition(":")[0] for known in NAMES))
