@@ -3,6 +3,9 @@
 The real train step and sampler are compiled for the slice by the TPU compiler, which needs no TPU.
 Memory and collectives are those of the compiled programs; the times are lower bounds from the
 chip's published peaks (`jaxgen.runtime.costs`).
+
+Exit code 0: the step and the last grid fit, with --search at some batch. 1: they do not; what
+would help is said. 2: bad input.
 """
 
 import dataclasses
@@ -29,6 +32,7 @@ from jaxgen.state import State, spared
 from jaxgen.text import tokenizer as words
 
 TOPOLOGY = "v5e:2x4"
+EXIT_NO_FIT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +60,14 @@ def main() -> None:
         _print_head(config, place, mesh)
         step = train_step(config, place, mesh)
         _print_step(config, place, mesh, step)
-        fits = step.fits(place) and _print_sampler(config, place, mesh)
+        batch = config.train.batch if step.fits(place) else 0
         if search:
-            _search(config, place, devices, step)
-        elif not fits:
-            sys.exit(1)
+            batch = _search(config, place, devices, step)
+        if not batch:
+            sys.exit(EXIT_NO_FIT)
+        config = _at(config, batch)
+        if not _print_sampler(config, place, mesh_of(config, devices)):
+            sys.exit(EXIT_NO_FIT)
 
 
 def mesh_of(config: Experiment, devices: Sequence[Any]) -> jax.sharding.Mesh:
@@ -133,11 +140,14 @@ def largest_batch(
         between = max(ways, (low + high) // 2 // ways * ways) if high else 2 * low
         if between in (low, high) or (high and low and high - low <= low // 8):
             return low
-        train = dataclasses.replace(config.train, batch=between)
-        tried = dataclasses.replace(config, train=train)
+        tried = _at(config, between)
         fits = train_step(tried, place, mesh_of(tried, devices)).fits(place)
         say(between, fits)
         low, high = (between, high) if fits else (low, between)
+
+
+def _at(config: Experiment, batch: int) -> Experiment:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch=batch))
 
 
 def _own_options(arguments: Sequence[str]) -> tuple[str, bool, list[str]]:
@@ -297,7 +307,7 @@ def _print_sampler(config: Experiment, place: Slice, mesh: jax.sharding.Mesh) ->
     return fits
 
 
-def _search(config: Experiment, place: Slice, devices: Sequence[Any], step: Compiled) -> None:
+def _search(config: Experiment, place: Slice, devices: Sequence[Any], step: Compiled) -> int:
     print("\nlargest batch that fits:", flush=True)
 
     def say(batch: int, fits: bool) -> None:
@@ -305,6 +315,7 @@ def _search(config: Experiment, place: Slice, devices: Sequence[Any], step: Comp
 
     found = largest_batch(config, place, devices, step, say)
     print(f"  --train.batch {found}" if found else "  none: not even one image a chip", flush=True)
+    return found
 
 
 def _suggestions(config: Any, mesh: jax.sharding.Mesh) -> list[str]:

@@ -155,6 +155,46 @@ def test_the_exit_code_says_whether_the_step_and_the_last_grid_fit(
     assert ("sampler of the grids" in out) == (step < 16)
 
 
+@pytest.mark.parametrize(
+    ("largest", "sampler", "code", "words"),
+    [
+        (0, 1, 1, ["  none: not even one image a chip\n"]),
+        (64, 1, 0, ["  --train.batch 64\n", "1.00 GiB of 15.75 GiB: fits"]),
+        (64, 20, 1, ["  --train.batch 64\n", "fit: fewer captions in --shown"]),
+        (400, 1, 0, ["  --train.batch 400\n", "1.00 GiB of 15.75 GiB: fits"]),
+    ],
+)
+def test_a_search_that_finds_no_batch_for_which_all_fits_is_no_success(
+    largest: int,
+    sampler: float,
+    code: int,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """The sampler is that of the batch found."""
+    batches = []
+
+    def drawn(config: Any, *_: Any) -> tuple[str, int, int, Compiled]:
+        batches.append(config.train.batch)
+        return "student", 12, 0, made(sampler)
+
+    monkeypatch.setattr(topologies, "devices", lambda place: jax.devices()[:4])
+    monkeypatch.setattr(
+        plan, "train_step", lambda config, *_: made(1 if config.train.batch <= largest else 17)
+    )
+    monkeypatch.setattr(plan, "sampler", drawn)
+    options = ["--config=dit", "--topology=v5e:2x2", "--mesh.data=-1", "--train.batch=320"]
+    monkeypatch.setattr(sys, "argv", ["plan", *options, "--search"])
+    with contextlib.nullcontext() if code == 0 else pytest.raises(SystemExit) as stop:
+        plan.main()
+    assert (stop.value.code if stop else 0) == code
+    out = capsys.readouterr().out
+    for each in words:
+        assert each in out
+    assert batches == [largest] * (largest > 0)
+
+
 def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> None:
     rows = {plans.key(row): row for row in plans.read()}
     claims = plans.claims()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,16 +195,30 @@ def _aside(folder: Path, step: int) -> Path:
 def _damage(checkpoint: Path, error: Exception) -> str:
     """What of a checkpoint cannot be read: a file that is missing or cut short, or the arrays."""
     state = checkpoint / "state"
-    described = sorted(state.glob("array_metadatas/*"))
-    for file in (checkpoint / "data" / "metadata", state / "_METADATA", *described):
+    described = (
+        checkpoint / "data" / "metadata",
+        state / "_METADATA",
+        *sorted(state.glob("array_metadatas/*")),
+    )
+    for file in (*described, state / "manifest.ocdbt"):
         if not file.is_file():
             return f"{file} is missing"
+    for file in described:
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             return f"{file} is cut short or changed"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-    return f"its arrays, in {state}, cannot be read ({reason})"
+    return f"its arrays, in {state}, cannot be read ({_reason(error)})"
+
+
+def _reason(error: Exception) -> str:
+    """In a line: of what TensorStore says its status, the array, and what comes last."""
+    inner = error.__cause__ if isinstance(error.__cause__, ValueError) else error
+    told = (str(inner).strip().splitlines() or [type(error).__name__])[0]
+    told = told.partition(" [tensorstore_spec")[0]
+    if found := re.match(r'([A-Z_]+): .*?"([^"]+)/[\d.]*(?:\.zarray)?" in OCDBT.*?: (.*)', told):
+        told = f"{found[1]} in {found[2]}: {found[3]}"
+    return told[:200]
 
 
 def _loss_file(folder: Path, step: int) -> Path:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -183,6 +184,60 @@ def test_processes_that_differ_are_refused_by_the_field(folder: Path) -> None:
             "jaxgen: the processes differ in seed: 0 in process 0, 1 in process 1" in process.said
         )
     assert not (folder / "runs/unlike").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"train": {"batch": 8}}, "train.batch: 16 in process 0, 8 in process 1; start all with"),
+        ({"version of": {"jax": "0.9"}}, "version of.jax: '1.0' in process 0, '0.9' in process 1;"),
+        ({"version of": {"jax": "1.0"}}, "version of.numpy: '2.0' in process 0, None in process"),
+        ({"code": "b"}, "code of jaxgen: 'a' in process 0, 'b' in process 1; start all with the "),
+        ({"hosts": {"index": 1}}, ""),
+    ],
+    ids=["config", "version", "package", "code", "hosts"],
+)
+def test_what_processes_differ_in_is_named(
+    other: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As process 1, by what both would have gathered; its code is that under `code`."""
+    first = {
+        "train": {"batch": 16},
+        "hosts": {"index": 0},
+        "version of": {"jax": "1.0", "numpy": "2.0"},
+    }
+    told: list[str] = []
+
+    def gathered(text: str) -> list[str]:
+        told.append(text)
+        return [*told]
+
+    monkeypatch.setattr(hosts, "_gathered", gathered)
+    monkeypatch.setattr(hosts, "_code", lambda: "a")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    hosts.agree(first)
+    monkeypatch.setattr(hosts, "_code", lambda: other.get("code", "a"))
+    second = first | {name: value for name, value in other.items() if name != "code"}
+    if not words:
+        hosts.agree(second)
+        return
+    with pytest.raises(UserError) as refusal:
+        hosts.agree(second)
+    assert str(refusal.value).startswith(f"the processes differ in {words}")
+
+
+def test_the_code_of_jaxgen_is_another_when_a_line_of_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("__init__.py", "deep/a.py"):
+        (tmp_path / name).write_text("a = 1\n")
+    monkeypatch.setattr(hosts.jaxgen, "__file__", str(tmp_path / "__init__.py"))
+    before = hosts._code()
+    (tmp_path / "deep/a.py").write_text("a = 2\n")
+    changed = hosts._code()
+    (tmp_path / "deep/a.py").write_text("a = 1\n")
+    assert before == hosts._code() != changed
 
 
 def caused(error: Exception, cause: Exception) -> Exception:

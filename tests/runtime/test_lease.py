@@ -1,10 +1,11 @@
 """One process at a time in a run's folder: on a disk, and in a bucket."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,39 @@ def test_a_second_one_is_refused_and_the_next_one_let_in(
     for _ in range(2):
         with lease.held(folder), pytest.raises(UserError, match=rf"{where} is in use by .*process"):
             lease.held(folder).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda runs: runs.write_text(""), "Not a directory"),
+        (lambda runs: (runs.mkdir(), (runs / "one").write_text("")), "File exists"),
+        (lambda runs: (runs / "one/.lock").mkdir(parents=True), "Is a directory"),
+        (lambda runs: (runs / "one").mkdir(0o555, parents=True), "Permission denied"),
+        (lambda runs: runs.mkdir(0o555), "Permission denied"),
+    ],
+    ids=[
+        "file-for-workdir",
+        "file-for-folder",
+        "folder-for-lock",
+        "read-only",
+        "workdir-read-only",
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_line_at_the_start(
+    fault: Callable[[Path], object], reason: str, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    fault(runs)
+    read_only = reason == "Permission denied"
+    if read_only and os.access(max(tmp_path.rglob("*")), os.W_OK):
+        pytest.skip("to this user permissions mean nothing")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as refusal:
+        lease.held(runs / "one").__enter__()
+    words = f"cannot write to {runs}/one ({reason}); choose another --workdir"
+    assert str(refusal.value) == words
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_of_many_that_start_at_once_one_goes_on(bucket: Bucket) -> None:

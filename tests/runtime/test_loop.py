@@ -1,12 +1,15 @@
 """The loop and its checkpoints, with a method small enough to reason about."""
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,34 +179,59 @@ def test_the_last_two_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "checkpoints", 5).steps() == [5, 55, 60], "also after a resume"
 
 
-def damage(folder: Path, step: int, part: str = "*") -> None:
-    for file in (folder / "checkpoints" / str(step)).rglob(part):
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def damage(
+    folder: Path, step: int, part: str = "*", fault: Callable[[Path], None] = cut_short
+) -> None:
+    for file in sorted((folder / "checkpoints" / str(step)).rglob(part)):
         if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+            fault(file)
 
 
-# Of the arrays of a damaged checkpoint the first ends Orbax's event loop; tensorstore then has
-# nobody to tell of the others, and Python says so.
-LATE = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
-)
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What Python says of dropped coroutines, it says of this test, and not of a later one."""
+    yield
+    gc.collect()
 
 
-@LATE
+def late(test: Callable[..., None]) -> Callable[..., None]:
+    """Of the arrays of a damaged checkpoint the first ends Orbax's event loop.
+
+    Tensorstore then has nobody to tell of the others, and Python says so.
+    """
+    told = "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+    return pytest.mark.usefixtures("collected")(pytest.mark.filterwarnings(told)(test))
+
+
+@late
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("fault", "part", "told"),
     [
-        ("data/metadata", "{20}/data/metadata is cut short or changed"),
-        ("state/_METADATA", "{20}/state/_METADATA is cut short or changed"),
-        ("state/manifest.ocdbt", "its arrays, in {20}/state, cannot be read ("),
+        (cut_short, "data/metadata", "{20}/data/metadata is cut short or changed"),
+        (cut_short, "state/_METADATA", "{20}/state/_METADATA is cut short or changed"),
+        (cut_short, "state/manifest.ocdbt", "its arrays, in {20}/state, cannot be read (DATA_LOSS"),
+        (cut_short, "state/d/*", "its arrays, in {20}/state, cannot be read (OUT_OF_RANGE in "),
+        (Path.unlink, "data/metadata", "{20}/data/metadata is missing"),
+        (Path.unlink, "state/_METADATA", "{20}/state/_METADATA is missing"),
+        (Path.unlink, "state/manifest.ocdbt", "{20}/state/manifest.ocdbt is missing"),
+        (Path.unlink, "state/d/*", "its arrays, in {20}/state, cannot be read (NOT_FOUND in "),
     ],
 )
-def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
-    part: str, told: str, whole: State, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_checkpoint_with_a_file_cut_short_or_missing_is_named_and_the_one_before_is_used(
+    fault: Callable[[Path], None],
+    part: str,
+    told: str,
+    whole: State,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     folder = tmp_path / "cut"
     fit(folder, 20)
-    damage(folder, 20, part)
+    damage(folder, 20, part, fault)
     same(fit(folder, 23), whole)
     out, checkpoints = capsys.readouterr().out, folder / "checkpoints"
     assert f"checkpoint 20 is damaged: {told.replace('{20}', f'{checkpoints}/20')}" in out
@@ -212,7 +240,36 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
     assert "going on from the checkpoint of step 15" in out
 
 
-@LATE
+def test_the_newest_checkpoint_without_its_loss_is_named_and_the_one_before_is_used(
+    whole: State, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "cut"
+    fit(folder, 20)
+    damage(folder, 20, "metrics/metrics", Path.unlink)
+    same(fit(folder, 23), whole)
+    out = capsys.readouterr().out
+    assert "checkpoint 20 is damaged: its loss, in metrics/metrics, cannot be read; it is" in out
+    assert "going on from the checkpoint of step 15" in out
+
+
+@late
+def test_an_array_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One so large that its numbers have a file of their own."""
+    large = jnp.asarray(np.random.default_rng(0).random(10_000), jnp.float32)
+    state = State(jnp.zeros((), int), {"p": large}, {}, {})
+    with contextlib.closing(Checkpoints(tmp_path, 1)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, {}, 1.0)
+    files = [path for path in (tmp_path / "2/state").rglob("d/*") if path.is_file()]
+    cut_short(max(files, key=lambda file: file.stat().st_size))
+    with contextlib.closing(Checkpoints(tmp_path, 1)) as checkpoints:
+        checkpoints.restore(state, print, mend=False)
+    assert "cannot be read (OUT_OF_RANGE in params.p: Requested" in capsys.readouterr().out
+
+
+@late
 def test_never_a_silent_restart(tmp_path: Path) -> None:
     fit(tmp_path, 20)
     for step in (5, 15, 20):

@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from benchmarks.meshes import deviations
+from benchmarks import meshes as compared
+from benchmarks.meshes import Deviation, deviations
 from jaxgen import methods
 from jaxgen.config import Mesh
 from jaxgen.errors import UserError
@@ -20,6 +22,7 @@ from jaxgen.runtime import loop
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime.checkpoints import Checkpoints
+from jaxgen.state import State
 
 
 @pytest.mark.parametrize(
@@ -130,8 +133,38 @@ def test_no_device_ever_holds_the_whole_of_a_split_array(
 @pytest.mark.parametrize("name", ["add", "latent_diffusion"])
 def test_a_step_split_over_eight_devices_is_that_of_one(name: str) -> None:
     """The other methods, for which `benchmarks.meshes` does the same, take too long here."""
-    (found,) = deviations(name, (Mesh(data=4, fsdp=2),))
-    assert max(found.metrics, found.gradients, found.parameters) < 1e-5, found
+    shape = Mesh(data=4, fsdp=2)
+    (found,) = deviations(name, (shape,))
+    assert not compared.exceeding(name, shape, found)
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((1e-5, 2e-6, 0.0), []),
+        ((1.1e-5, 0.0, 0.0), ["above 1e-05: ladd on 4 x 2, by 1.1e-05 in judge/bias"]),
+        ((0.0, 1.4e-5, 1e-7), ["above 1e-05: ladd on 4 x 2, by 1.4e-05 in judge/bias"]),
+        ((0.0, 1e-7, 0.3), ["above 1e-05: ladd on 4 x 2, by 3.0e-01 in judge/bias"]),
+    ],
+)
+def test_what_differs_between_meshes_is_named(shares: tuple[float, ...], words: list[str]) -> None:
+    found = Deviation(*shares, "judge/bias")
+    assert compared.exceeding("ladd", Mesh(data=4, fsdp=2), found) == words
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient", "parameter"])
+def test_what_is_no_number_on_a_mesh_differs_from_one_device(broken: str) -> None:
+    def made(bad: bool) -> tuple[State, dict[str, np.ndarray]]:
+        loss, slope, p = (
+            np.full(3, np.nan if bad and broken == what else 1.0, np.float32)
+            for what in ("loss", "gradient", "parameter")
+        )
+        optimiser = optax.ScaleByAdamState(np.zeros((), np.int32), {"p": slope}, {"p": p})
+        return State(np.zeros((), np.int32), {"p": p}, {"p": p}, optimiser), {"loss": loss[0]}
+
+    assert compared._deviation(made(False), made(False)).largest == 0
+    assert compared._deviation(made(False), made(True)).largest == np.inf
+    assert compared._deviation(made(True), made(True)).largest == np.inf
 
 
 @dataclasses.dataclass
