@@ -2,8 +2,10 @@
 
 Command:  python -m jaxgen.train --config=add_paired
 Hardware: 2 CPU cores.
-Time:     TIME_ADD
-Result:   RESULT_ADD
+Time:     9 minutes of one core, the teacher and the drawing of its samples (2 minutes) not
+          included (cpu-1/add_paired_train.log).
+Result:   Fréchet distance 6.6, recall 84 % at one step; its teacher's 50 steps have 6.2 and 89 %
+          (README).
 
 The student learns from its teacher's samples, each with the noise that it was drawn from: given
 that noise, its one step is held to that sample in the features by which the judge sees

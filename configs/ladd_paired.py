@@ -2,8 +2,9 @@
 
 Command:  python -m jaxgen.train --config=ladd_paired
 Hardware: 2 CPU cores.
-Time:     TIME_LADD
-Result:   RESULT_LADD
+Time:     9 minutes of one core, the teacher and the drawing of its samples not included
+          (cpu-1/ladd_paired_train.log).
+Result:   Fréchet distance 6.4, recall 86 % at one step (README).
 """
 
 import dataclasses
