@@ -32,7 +32,7 @@ Optional:
 
 once(config, frozen)                            -> `Once`, what is computed once a picture; or None
 merged(config, weights)                         -> weights with what is kept beside them merged in
-numbered_noise(config, seed, numbers)           -> what `sample` takes as noise=, of one that teaches
+numbered_noise(config, seed, numbers)           -> what `sample` takes for noise=, of a teacher
 
 Where diffusers has such a pipeline, or the sizes or dtype may change after training, the config
 has `pipeline`, `resized` and `computed_in` (`text_to_image.TextToImage`).
