@@ -5,9 +5,9 @@ Hardware: 2 CPU cores. Trains the codec (vae) and the teacher (latent_diffusion)
 Then:     python -m jaxgen.export --run=runs/add_latent --to=diffusers --out=FOLDER
 Memory:   3.9 GB at most (the training of the comparison, one CPU device, batch 24).
 Time:     8 minutes for 334 steps of one core, without the two and the drawing of the teacher's
-          samples (cpu-2/add_latent_train.log); 17 for all 667 with that.
-Result:   after 334 Fréchet distance 12.0 at one step (docs/methods.md), after 667 10.4, in a trial
-          without --distillation (docs/add.md); its teacher's 50 steps have 8.9.
+          samples (cpu-2/add_latent_train.log).
+Result:   after 334 Fréchet distance 12.0 at one step, after 667 with --distillation=0 10.4; its
+          teacher's 50 steps have 8.9 (docs/methods.md).
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ config = dataclasses.replace(
     autoencoder=teacher.autoencoder,
     model=teacher.model,
     guidance=teacher.guidance,
-    # Without pairs the first step stays the blur it starts as: Fréchet distance 23 (docs/add.md).
+    # Without pairs the first step stays the blur it starts as (docs/methods.md).
+    # At more guidance than its 50 steps are shown with: the one trial made.
     drawn=Drawing(count=2000, steps=8, guidance=3.0),
     regression=60.0,
     distillation=300.0,

@@ -190,7 +190,7 @@ class _Fields:
 
 
 def _fields(features: Any, name: str, label: str) -> _Fields:
-    known = ", ".join(features)
+    known = ", ".join(sorted(features))
     image = _feature(features, ("image",), tfds.features.Image)
     if image is None:
         raise UserError(

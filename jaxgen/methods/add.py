@@ -181,7 +181,7 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
 
     The student and the feature network each run forward once; both updates use what came out.
     Metrics: the losses with their terms, the shares of logits that say real, gradient norms. Those
-    of the two terms are at the student's pixels (its codes, where the distance is between codes),
+    of the terms are at the student's pixels (its codes, where the distance is between codes),
     weights included: which of them leads is seen there and nowhere else.
     """
 
@@ -203,7 +203,7 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
 
     # The judge: hinge on real and fake, and R1 (eq. 3).
     policy = config.judge.augment
-    # What is compared picture by picture is to be augmented alike.
+    # A regression compares real and fake picture by picture: then both are augmented alike.
     alike = random("augment real" if config.regression else "augment fake")
 
     def seen(image: Images) -> Features:
@@ -231,7 +231,8 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
         optimizers["judge"], judge_gradient, state.opt_state["judge"], state.params["judge"]
     )
 
-    # The student: the judge's verdict and the distance to the teacher (eq. 1).
+    # The student: the judge's verdict and the distance to the teacher (eq. 1); with pairs, that to
+    # what the teacher draws from the same noise (DMD, eq. 9).
     def adversarial(features: Features) -> Float[Array, ""]:
         return judges.generator_loss(verdicts(config, judge, features, conditions))
 

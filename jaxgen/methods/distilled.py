@@ -46,7 +46,8 @@ class Distilled(TextToImage):
     regression: float = 0.0
     """Weight of the distance between the student's one step and what the teacher draws from the
     very same noise, in the features by which the judge sees (Yin et al. 2023, DMD, arXiv
-    2311.18828, eq. 9): without it nothing says that other noise is to give another picture."""
+    2311.18828, eq. 9): without it nothing says that other noise is to give another picture. A mean
+    over the whole batch, to which only the images at pure noise add: see --frequency."""
 
     def drawing(self) -> tuple[str, Drawing] | None:
         return ("teacher", self.drawn) if self.drawn.count else None
@@ -144,8 +145,18 @@ class Distilled(TextToImage):
                 f"--frequency is {share}; give numbers from 0 up, the first above 0, or one step "
                 "is never learnt"
             )
-        configs.check_not_negative({"drawn.count": self.drawn.count, "regression": self.regression})
-        sampling.check(Sampler(steps=self.drawn.steps), self.model.schedule)
+        configs.check_not_negative(
+            {
+                "drawn.count": self.drawn.count,
+                "drawn.guidance": self.drawn.guidance,
+                "regression": self.regression,
+            }
+        )
+        if self.drawn.count:
+            try:
+                sampling.check(Sampler(steps=self.drawn.steps), self.model.schedule)
+            except UserError as error:
+                raise UserError(f"--drawn.steps: {error}") from None
         if self.regression and not self.drawn.count:
             raise UserError(
                 "--regression asks what the teacher draws from the student's noise, and it draws "

@@ -44,7 +44,7 @@ def test_a_batch_holds_what_the_records_say():
         "label": ((6,), "int32"),
         "row": ((6,), "int32"),
     }
-    assert batch["caption"][:, 0].tolist() == rows(batch)
+    assert batch["caption"][:, 0].tolist() == rows(batch) == batch["row"].tolist()
     assert batch["label"].tolist() == [row % 5 for row in rows(batch)]
 
 

@@ -152,6 +152,14 @@ def test_what_differs_between_meshes_is_named(shares: tuple[float, ...], words: 
     assert compared.exceeding("ladd", Mesh(data=4, fsdp=2), found) == words
 
 
+@pytest.mark.parametrize(("by", "told"), [(1.9e-5, 0), (2.1e-5, 1)])
+def test_where_real_and_generated_cancel_a_mesh_may_differ_more(by: float, told: int) -> None:
+    where = "judge/head_0/text/bias"
+    for found in (Deviation(0.0, 0.0, by, where), Deviation(0.0, by, 0.0, f"gradient of {where}")):
+        assert len(compared.exceeding("ladd", Mesh(data=8), found)) == told
+        assert len(compared.exceeding("add", Mesh(data=8), found)) == 1
+
+
 @pytest.mark.parametrize("broken", ["loss", "gradient", "parameter"])
 def test_what_is_no_number_on_a_mesh_differs_from_one_device(broken: str) -> None:
     def made(bad: bool) -> tuple[State, dict[str, np.ndarray]]:
