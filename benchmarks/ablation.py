@@ -3,12 +3,13 @@
     python -m benchmarks.ablation --minutes=9           (again and again, until it ends with code 0)
     python -m benchmarks.ablation --only=loss,start --seeds=2 --steps=100
 
-Every arm is `python -m jaxgen.train --config=add` with one field changed, trained from several
-seeds and measured at one step without guidance: Fréchet distance, retrieval, recall and others of
-`jaxgen.evaluate`, on the same captions for all. What is trained or measured already is taken as it
-is, a training that was interrupted goes on, and the results are written after every arm. What is in
-the folder of runs must have been trained by the same options. All arms keep a constant learning
-rate, so that the main one can be measured on its way.
+Every arm is `python -m jaxgen.train --config=add` with one field changed (pairs, which the paper
+lacks, need two: the samples, and what they are for), trained from several seeds and measured at one
+step without guidance: Fréchet distance, retrieval, recall and others of `jaxgen.evaluate`, on the
+same captions for all. What is trained or measured already is taken as it is, a training that was
+interrupted goes on, and the results are written after every arm. What is in the folder of runs must
+have been trained by the same options. All arms keep a constant learning rate, so that the main one
+can be measured on its way.
 
 Training and measuring have a process each, one after the other, for a TPU serves one at a time.
 """
@@ -65,6 +66,7 @@ ARMS = (
     Arm("EfficientNet, tap 10", "features", ("--judge.taps", "10")),
     Arm("teacher 2 steps", "teacher", ("--teacher-steps=2",)),
     Arm("teacher 4 steps", "teacher", ("--teacher-steps=4",)),
+    Arm(told.PAIRS, "pairs", ("--regression=60", "--drawn.count=6000", "--drawn.steps=8")),
 )
 CLASSIFIER = "classifier's eyes"
 GROUPS = tuple(dict.fromkeys(arm.group for arm in ARMS if arm.group != "main"))
@@ -74,7 +76,7 @@ GROUPS = tuple(dict.fromkeys(arm.group for arm in ARMS if arm.group != "main"))
 class Options:
     only: str = ""
     """Some groups of arms beside the main one: loss, start, condition, weighting, features,
-    teacher; none: all."""
+    teacher, pairs; none: all."""
     seeds: int = 3
     """Trainings of each arm; all arms have had one seed before any has the next."""
     steps: int = 150
