@@ -2,6 +2,7 @@
 
     python -m benchmarks.plans                      (all; minutes each)
     python -m benchmarks.plans --only add_64 dit_64
+    python -m benchmarks.plans --quick      (by hastier programs, a tenth of the time)
 
 A config claims a slice by naming the plan's command line in its docstring. Only the train step is
 compiled, which needs the most memory. Results are
@@ -36,6 +37,8 @@ _HEAD = ("config", "slice", "mesh", "batch", "HBM a chip", "", "TFLOPs a chip", 
 class Options:
     only: tuple[str, ...] = ()
     """Configs to plan again; the others' results stay. Empty: all that claim a slice."""
+    quick: bool = False
+    """Compile as `jaxgen.plan --quick`: more memory and traffic than the trainer will have."""
 
     def check(self) -> None:
         """Raises UserError for a config that claims nothing."""
@@ -50,7 +53,7 @@ def main() -> None:
         rows = {key(row): row for row in read()}
         for name, topology in claims():
             if not options.only or name in options.only:
-                row = planned(name, topology)
+                row = planned(name, topology, options.quick)
                 rows[key(row)] = row
                 write([rows[claim] for claim in claims() if claim in rows])
                 print(line(row), flush=True)
@@ -64,11 +67,11 @@ def claims() -> list[tuple[str, str]]:
     return [claim for some in found for claim in some]
 
 
-def planned(name: str, topology: str) -> dict[str, Any]:
+def planned(name: str, topology: str, quick: bool = False) -> dict[str, Any]:
     """What a config's train step costs on a slice, as JSON."""
     config, place = configs.load(name), topologies.parse(topology)
     mesh = plan.mesh_of(config, topologies.devices(place))
-    step = plan.train_step(config, place, mesh)
+    step = plan.train_step(config, place, mesh, quick)
     return {
         "config": name,
         "topology": topology,
@@ -76,6 +79,7 @@ def planned(name: str, topology: str) -> dict[str, Any]:
         "versions": machine.versions(),
         "mesh": dict(mesh.shape),
         "batch": config.train.batch,
+        "quick": quick,
         "assumed": {k: v for k, v in dataclasses.asdict(place.chip).items() if k != "shapes"},
         "fits": step.fits(place),
         "train_step": as_json(step),
@@ -107,7 +111,9 @@ def write(rows: list[dict[str, Any]]) -> None:
     RESULTS.with_suffix(".md").write_text(
         f"What `{PROGRAM}` found: no TPU was there. Memory and bytes are those of programs made by "
         "the TPU compiler; times are lower bounds from the chips' published peaks, with all "
-        f"collectives hidden behind other work, and with none.\n\n{table}\n",
+        "collectives hidden behind other work, and with none. Those marked quick are of programs "
+        "that the compiler spent little on, with more memory and traffic than the trainer's will "
+        f"have.\n\n{table}\n",
         "utf-8",
     )
 
@@ -154,7 +160,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         *head,
         f"{step['memory']['total'] / 2**30:.2f} of {row['assumed']['usable'] / 2**30:.2f} GiB",
-        "fits" if row["fits"] else "does not fit",
+        ("fits" if row["fits"] else "does not fit") + (", quick" if row["quick"] else ""),
         f"{costs['flops'] / 1e12:.3g}",
         f"{costs['hbm_bytes'] / 1e9:.3g}",
         f"{sent / 1e9:.3g}",

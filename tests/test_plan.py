@@ -94,7 +94,7 @@ def test_the_search_ends_at_the_largest_batch_that_fits(
     """Of four chips, to an eighth; no batch is compiled twice."""
     place, tried = topologies.parse("v5e:2x2"), []
 
-    def step(config, place, mesh) -> Compiled:
+    def step(config, place, mesh, quick=False) -> Compiled:
         size = config.train.batch
         tried.append(size)
         need = int(place.chip.usable) + (1 if size > largest else 0)
