@@ -52,6 +52,7 @@ class Arm(NamedTuple):
     arguments: tuple[str, ...] = ()
 
 
+PAIRED = ("--regression=60", "--drawn.count=6000", "--drawn.steps=8", "--drawn.guidance=1.5")
 ARMS = (
     Arm(told.MAIN, "main"),
     Arm("adversarial only", "loss", ("--distillation=0",)),
@@ -66,7 +67,7 @@ ARMS = (
     Arm("EfficientNet, tap 10", "features", ("--judge.taps", "10")),
     Arm("teacher 2 steps", "teacher", ("--teacher-steps=2",)),
     Arm("teacher 4 steps", "teacher", ("--teacher-steps=4",)),
-    Arm(told.PAIRS, "pairs", ("--regression=60", "--drawn.count=6000", "--drawn.steps=8")),
+    Arm(told.PAIRS, "pairs", PAIRED),
 )
 CLASSIFIER = "classifier's eyes"
 GROUPS = tuple(dict.fromkeys(arm.group for arm in ARMS if arm.group != "main"))
@@ -256,7 +257,7 @@ def _measure(options: Options, folder: Path) -> None:
         images, _ = quality.drawn(shown, _once(loaded), asked.ids, config.seed)
         samples = Pictures(images, network.features(images))
         found = likeness(samples.features, real.train, np.random.default_rng(0), asked.own)
-        ranks = retrieval.ranks(samples.features, real.all.features, asked.own)
+        ranks = retrieval.ranks(samples.features, real.all.features, asked.own, real.captions)
         for at in (1, 10):
             found[f"retrieval@{at}"] = bootstrap.of_share(retrieval.hits(ranks, at), asked.own)
         kept.append({

@@ -183,7 +183,7 @@ def _measured(
     unlike = _rmse(before, np.roll(before, 1, axis=0))
     found = {}
     for name, (flags, others) in drawn.items():
-        ranks = retrieval.ranks(eyes.features(flags), gallery, new.own)
+        ranks = retrieval.ranks(eyes.features(flags), gallery, new.own, np.arange(len(gallery)))
         found[name] = {
             "flags, RMSE": _rmse(flags, new.images[new.own]),
             "flags, retrieval@1": of_share(retrieval.hits(ranks, 1), groups=new.own)._asdict(),

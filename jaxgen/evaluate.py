@@ -21,7 +21,7 @@ from jaxgen.data.source import Source
 from jaxgen.diffusion.sampler import network_calls
 from jaxgen.errors import UserError, reported
 from jaxgen.metrics.bootstrap import Estimate
-from jaxgen.metrics.measures import LEAST
+from jaxgen.metrics.measures import LEAST, RETRIEVED
 from jaxgen.metrics.networks import FeatureNetwork
 from jaxgen.quality import HELD_OUT, TRAINING, Row
 from jaxgen.runtime import classes
@@ -262,14 +262,14 @@ def _tables(rows: Sequence[Row], floor: dict[str, Estimate], sources: tuple[Sour
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
             for line in lines
         ]
-        parts.append("\n".join([head, *table]))
-    chance = [100 * at / sum(map(len, sources)) for at in (1, 5, 10)]
+        chance = [f"{100 * own[0].found[f'chance@{at}'].value:.2g}" for at in RETRIEVED]
+        below = f"R@{', '.join(map(str, RETRIEVED))} by chance: {', '.join(chance)}"
+        parts.append("\n".join([head, *table, below]))
     parts.append(
         "shares in %, ± the longer side of the 95 % interval (of KID, 1.96 standard errors); a "
         "classifier of few pictures as grader sees noise and blur in Fréchet, KID, recall and "
         "coverage, hardly in precision and density; told: held-out accuracy of the expert "
-        "judge, 50 is fooled; R@1, 5, 10 by chance: "
-        f"{chance[0]:.2f}, {chance[1]:.1f}, {chance[2]:.1f}; "
+        "judge, 50 is fooled; R@k: an image of its caption is among the k nearest; "
         "modes: training images that are nearest to some sample, over the most possible; "
         "nearest: distance to the nearest training image over that of held-out real images; "
         "memorised: nearer to one training image than a third of the distance to the next"

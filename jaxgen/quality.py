@@ -152,7 +152,13 @@ def real_images(source: Source, held_out: Source, network: FeatureNetwork, cache
     ]
     apart = memorisation.nearest(features[1], features[0])
     memorisation.median_ratio(apart, apart)  # refuses, before anything is drawn
-    return Real(Pictures(np.concatenate(images), np.concatenate(features)), len(source))
+    said = [tuple(texts) for s in (source, held_out) for texts in s.captions]
+    numbers = {texts: number for number, texts in enumerate(dict.fromkeys(said))}
+    return Real(
+        Pictures(np.concatenate(images), np.concatenate(features)),
+        len(source),
+        np.asarray([numbers[texts] for texts in said]),
+    )
 
 
 def _in_all(split: Source) -> str:

@@ -105,7 +105,7 @@ def test_one_table_of_teacher_and_student(folder: Path, door, capsys) -> None:
         assert row["seconds_per_image"] > 0
         value = {name.partition(" ")[0]: v["value"] for name, v in row["metrics"].items()}
         assert value["expert"] > 0.9, "untrained samples are noise"
-        assert value["retrieval@1"] < 0.2, "and look like no picture"
+        assert value["retrieval@1"] < value["chance@1"] + 0.3, "and look like no picture"
     floor = {name.partition(" ")[0]: v["value"] for name, v in found["floor"].items()}
     assert floor["frechet"] < 0.2 * value["frechet"]
     assert floor["coverage"] > value["coverage"]

@@ -31,6 +31,8 @@ class Real(NamedTuple):
     all: Pictures
     training: int
     """How many of them are of training."""
+    captions: Int[np.ndarray, "n"]
+    """A number for what is said of each; images of the same captions have the same."""
 
     @property
     def train(self) -> Float[np.ndarray, "n d"]:
@@ -47,7 +49,8 @@ def measures(samples: Pictures, own: Rows, real: Real, key: PRNGKeyArray) -> dic
     """Every measure by name. Samples of one caption count as one in the intervals, but for KID's.
 
     `own` has for each sample the row of the real image whose caption it was made from. `key` seeds
-    resampling and the expert judge, which tells those very images from the samples. Raises
+    resampling and the expert judge, which tells those very images from the samples. `chance@k` is
+    what `retrieval@k` would be of samples that show nothing. Raises
     `UserError` for fewer images than a measure needs.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -56,9 +59,11 @@ def measures(samples: Pictures, own: Rows, real: Real, key: PRNGKeyArray) -> dic
     found["expert"] = expert.expert_judge(
         real.all.images[asked], samples.images, key, groups=(asked, own)
     )
-    ranks = retrieval.ranks(samples.features, real.all.features, own)
+    ranks = retrieval.ranks(samples.features, real.all.features, own, real.captions)
     for at in RETRIEVED:
         found[f"retrieval@{at}"] = bootstrap.of_share(retrieval.hits(ranks, at), own)
+        chance = retrieval.by_chance(real.captions, own, at)
+        found[f"chance@{at}"] = Estimate(chance, chance, chance)
     of_samples = memorisation.nearest(samples.features, real.train)
     of_held_out = memorisation.nearest(real.held_out, real.train)
     found["nearest_ratio"] = bootstrap.of_statistic(

@@ -1,4 +1,6 @@
-"""Caption retrieval: does the sample look like the very image whose caption it was made from?"""
+"""Caption retrieval: does the sample look like an image that has the caption it was made from?"""
+
+import math
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -12,10 +14,12 @@ def ranks(
     samples: Shaped[np.ndarray, "m d"],
     gallery: Shaped[np.ndarray, "n d"],
     target: Int[np.ndarray, "m"],
+    captions: Int[np.ndarray, "n"],
 ) -> Int[np.ndarray, "m"]:
-    """How many images of the gallery are as near to sample i as its own image, `target[i]`.
+    """How many images of other captions are as near to sample i as the nearest of its caption.
 
-    0 is the best, n - 1 the worst; a tie counts against the sample, so that samples which are all
+    That is the caption of `target[i]`; images of which the same is said have the same number in
+    `captions`. 0 is the best; a tie counts against the sample, so that samples which are all
     alike, or that say nothing, do not pass. Near is the cosine of features from which the
     gallery's mean was taken: a network's pooled features share a large common part, which would
     leave all cosines close to 1 and one image near to everything. The cosine rather than the
@@ -28,14 +32,25 @@ def ranks(
     found = np.empty(len(samples), np.int64)
     for place, rows in blocks(samples):
         cosine = rows @ gallery.T
-        own = np.take_along_axis(cosine, target[place, None], axis=1)
-        found[place] = (cosine >= own - _TIE).sum(axis=1) - 1
+        right = captions == captions[target[place], None]
+        nearest = np.where(right, cosine, -np.inf).max(axis=1, keepdims=True)
+        found[place] = ((cosine >= nearest - _TIE) & ~right).sum(axis=1)
     return found
 
 
 def hits(ranks: Int[np.ndarray, "m"], at: int) -> Float[np.ndarray, "m"]:
-    """1 where the own image is among the `at` nearest; by chance the mean is `at`/n."""
+    """1 where an image of its caption is among the `at` nearest; see `by_chance`."""
     return (ranks < at).astype(np.float64)
+
+
+def by_chance(captions: Int[np.ndarray, "n"], target: Int[np.ndarray, "m"], at: int) -> float:
+    """The mean of `hits` if the `at` nearest were any; `at`/n where every image has its own."""
+    n = len(captions)
+    missed = []
+    for number, asked in zip(*np.unique(captions[target], return_counts=True), strict=True):
+        others = int((captions != number).sum())
+        missed.append(asked * math.prod(max(others - i, 0) / (n - i) for i in range(min(at, n))))
+    return 1.0 - sum(missed) / len(target)
 
 
 def _directions(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

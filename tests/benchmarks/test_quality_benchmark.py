@@ -26,7 +26,8 @@ GRADER = "eyes, bicubic 32"
 def row(run: str, captions: str, steps: int, frechet: float, count: int = 400) -> dict[str, Any]:
     """As `evaluate` writes it; everything but the Fréchet distance is the same for all."""
     names = ("frechet", "kid", "precision", "recall", "density", "coverage", "modes", "expert",
-             "retrieval@1", "retrieval@5", "retrieval@10", "nearest_ratio", "copied")  # fmt: skip
+             "retrieval@1", "retrieval@5", "retrieval@10", "chance@1", "nearest_ratio",
+             "copied")  # fmt: skip
     values = dict.fromkeys(names, 0.8) | {"frechet": frechet}
     return {
         "run": run,

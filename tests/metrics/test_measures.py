@@ -16,7 +16,9 @@ def pictures(features: np.ndarray) -> Pictures:
     return Pictures(np.zeros((len(features), 8, 8, 3), np.uint8), features)
 
 
-REAL = Real(pictures(RNG.normal(size=(TRAIN + HELD_OUT, WIDTH)) + 3.0), TRAIN)
+REAL = Real(
+    pictures(RNG.normal(size=(TRAIN + HELD_OUT, WIDTH)) + 3.0), TRAIN, np.arange(TRAIN + HELD_OUT)
+)
 TRAINED, UNSEEN = np.arange(TRAIN), TRAIN + np.arange(HELD_OUT)
 
 

@@ -107,7 +107,7 @@ def test_retrieval_falls_from_1_to_chance(halves, features):
     gallery, own = features(real), np.arange(len(real))
 
     def found(images, at=5):
-        return of_share(hits(ranks(features(images), gallery, own), at))
+        return of_share(hits(ranks(features(images), gallery, own, own), at))
 
     assert found(real, 1).value > 0.98  # one picture is there twice
     shares = [found(noisy(real, strength)).value for strength in (0, 60, 400)]

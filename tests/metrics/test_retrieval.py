@@ -5,16 +5,17 @@ import pytest
 
 from jaxgen.errors import UserError
 from jaxgen.metrics.memorisation import copies, median_ratio, nearest
-from jaxgen.metrics.retrieval import hits, ranks
+from jaxgen.metrics.retrieval import by_chance, hits, ranks
 
 RNG = np.random.default_rng(0)
 GALLERY = RNG.normal(size=(200, 16)) + 3.0
 TARGET = RNG.integers(0, 200, 1500)
+EACH = np.arange(200)  # every image has a caption of its own
 
 
 def test_a_rank_is_the_number_of_nearer_images():
     samples = GALLERY[TARGET] + RNG.normal(size=(1500, 16))
-    found = ranks(samples, GALLERY, TARGET)
+    found = ranks(samples, GALLERY, TARGET, EACH)
     mean = GALLERY.mean(0)
     for i in (0, 1, 1023, 1024, 1499):  # both blocks
         a, b = samples[i] - mean, GALLERY - mean
@@ -25,12 +26,12 @@ def test_a_rank_is_the_number_of_nearer_images():
 
 def test_contrast_and_the_common_part_do_not_matter():
     weak = GALLERY.mean(0) + 0.01 * (GALLERY[TARGET] - GALLERY.mean(0))
-    assert not ranks(weak, GALLERY, TARGET).any()
-    assert not ranks(weak + 50.0, GALLERY + 50.0, TARGET).any()
+    assert not ranks(weak, GALLERY, TARGET, EACH).any()
+    assert not ranks(weak + 50.0, GALLERY + 50.0, TARGET, EACH).any()
 
 
 def test_unrelated_samples_are_at_chance():
-    found = ranks(RNG.normal(size=(1500, 16)) + 3.0, GALLERY, TARGET)
+    found = ranks(RNG.normal(size=(1500, 16)) + 3.0, GALLERY, TARGET, EACH)
     for at in (1, 5, 10):
         chance = at / 200
         error = np.sqrt(chance * (1 - chance) / 1500)
@@ -38,9 +39,31 @@ def test_unrelated_samples_are_at_chance():
 
 
 def test_ties_count_against_the_sample():
-    assert (ranks(np.tile(GALLERY.mean(0), (3, 1)), GALLERY, np.arange(3)) == 199).all()
+    assert (ranks(np.tile(GALLERY.mean(0), (3, 1)), GALLERY, np.arange(3), EACH) == 199).all()
     doubled = np.concatenate([GALLERY, GALLERY])
-    assert (ranks(GALLERY, doubled, np.arange(200)) == 1).all()
+    assert (ranks(GALLERY, doubled, np.arange(200), np.arange(400)) == 1).all()
+
+
+def test_any_image_of_the_caption_is_as_right_as_another():
+    captions = EACH // 2
+    samples = GALLERY[TARGET] + 1.5 * RNG.normal(size=(1500, 16))
+    alone = ranks(samples, GALLERY, TARGET, EACH)
+    found = ranks(samples, GALLERY, TARGET, captions)
+    assert (found <= alone).all()
+    assert (ranks(GALLERY[EACH ^ 1], GALLERY, EACH, captions) == 0).all()  # the other of the two
+    other = ranks(samples, GALLERY, TARGET ^ 1, EACH)
+    np.testing.assert_array_equal(found == 0, np.minimum(alone, other) == 0)
+
+
+@pytest.mark.parametrize("at", [1, 10])
+@pytest.mark.parametrize("captions", [EACH, EACH // 7, np.minimum(EACH, 20)])
+def test_chance_is_what_unrelated_samples_have(captions, at):
+    target = RNG.integers(0, 200, 20000)
+    found = hits(
+        ranks(RNG.normal(size=(20000, 16)), RNG.normal(size=(200, 16)), target, captions), at
+    )
+    assert abs(found.mean() - by_chance(captions, target, at)) < 0.02
+    assert by_chance(EACH, target, at) == pytest.approx(at / 200)
 
 
 def test_nearest_is_the_smallest_distance():
