@@ -2,6 +2,9 @@
 
 Command:  python -m jaxgen.train --config=classifier_64
 Hardware: written for one accelerator; never trained yet, so neither time nor accuracy is known.
+Plan:     python -m jaxgen.plan --config=classifier_64 --topology=v5e:2x4
+          says that it fits: 0.23 of 15.75 GiB a chip; a step takes 0.817 ms at the
+          least by the chips' peaks, 1.62 ms if nothing hides what the links carry.
 """
 
 import dataclasses

@@ -29,6 +29,6 @@ config = dataclasses.replace(
         # As many parameters as the UNet of diffusion.py; 64 tokens, as attention is slow on CPUs.
         dit=DiTConfig(patch=4, width=160, depth=8, heads=4, context_width=64, added_width=64),
     ),
-    train=Train(steps=2000, batch=16, ema=0.998, log_every=100, sample_every=1000),
+    train=Train(steps=6000, batch=16, ema=0.998, log_every=100, sample_every=2000),
     optimizer=Optimizer(learning_rate=1e-3, warmup=200, decay="cosine"),
 )

@@ -3,6 +3,9 @@
 Command:  python -m jaxgen.train --config=finetune_64 --data.name=imagefolder:my_pictures
           It starts from runs/diffusion_64, whatever --workdir is; --init-from names another run.
 Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+Plan:     python -m jaxgen.plan --config=finetune_64 --topology=v5e:2x4 --quick
+          says that it fits: at most 1.17 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 5.06 ms, 6.5 ms if nothing hides what the links carry.
 """
 
 import dataclasses

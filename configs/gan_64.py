@@ -2,6 +2,9 @@
 
 Command:  python -m jaxgen.train --config=gan_64
 Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+Plan:     python -m jaxgen.plan --config=gan_64 --topology=v5e:2x4
+          says that it fits: 2.27 of 15.75 GiB a chip; a step takes 15 ms at the least
+          by the chips' peaks, 19.6 ms if nothing hides what the links carry.
 """
 
 from jaxgen.config import Data, Optimizer, Train

@@ -2,6 +2,9 @@
 
 Command:  python -m jaxgen.train --config=ladd_64
 Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+Plan:     python -m jaxgen.plan --config=ladd_64 --topology=v5e:2x4 --quick
+          says that it fits: at most 3.15 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 48.1 ms, 51.3 ms if nothing hides what the links carry.
 """
 
 import math

@@ -2,6 +2,9 @@
 
 Command:  python -m jaxgen.train --config=threshold_diffusion_64
 Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
+Plan:     python -m jaxgen.plan --config=threshold_diffusion_64 --topology=v5e:2x4 --quick
+          says that it fits: at most 2.64 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 18.6 ms, 22.2 ms if nothing hides what the links carry.
 """
 
 import dataclasses

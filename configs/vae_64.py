@@ -2,6 +2,9 @@
 
 Command:  python -m jaxgen.train --config=vae_64
 Hardware: meant for one accelerator; not trained yet, so neither time nor result is known.
+Plan:     python -m jaxgen.plan --config=vae_64 --topology=v5e:2x4 --quick
+          says that it fits: at most 1.23 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 7.53 ms, 9.69 ms if nothing hides what the links carry.
 """
 
 import dataclasses
