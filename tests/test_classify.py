@@ -146,19 +146,22 @@ def test_classify_names_what_it_sees_in_pictures_of_any_kind(folder: Path, here,
         (["--run=shipped:diffusion", "pictures/red/1.png"], "is a diffusion run: it tells no"),
         (["--run=weightless", "pictures/red/1.png"], "has neither weights nor a checkpoint"),
         (["--run=nameless", "pictures/red/1.png"], "nameless/config.json names 0 labels"),
+        (["--run=shorter", "pictures/red/1.png"], "names 3 labels, and its weights tell 4 classes"),
     ],
 )
 def test_classify_refuses_in_one_line(
     folder: Path, here, capsys, arguments: list[str], words: str
 ) -> None:
     (folder / "empty.png").write_bytes(b"")
-    for name in ("weightless", "nameless"):
+    for name in ("weightless", "nameless", "shorter"):
         (folder / name).mkdir(exist_ok=True)
         for file in ("config.json", "tokenizer.json", "model.safetensors"):
             shutil.copy(folder / "runs/classifier" / file, folder / name)
     (folder / "weightless/model.safetensors").unlink()
     config = json.loads((folder / "nameless/config.json").read_text())
     (folder / "nameless/config.json").write_text(json.dumps(config | {"labels": []}))
+    labels = config["labels"]
+    (folder / "shorter/config.json").write_text(json.dumps(config | {"labels": labels[1:]}))
     with pytest.raises(SystemExit, match="2"):
         here(classify.main, *arguments)
     lines = capsys.readouterr().err.strip().splitlines()

@@ -82,7 +82,8 @@ from jaxgen.methods.add import Add
 from jaxgen.models.judge import JudgeConfig
 config = Add(
     name='add_latent', teacher='runs/latent', codec="the teacher's", judge_optimizer=steady,
-    judge=JudgeConfig(taps=(0,), resize=32, augment=()), student_steps=1, **hasty,
+    judge=JudgeConfig(taps=(0,), resize=32, augment=()), student_steps=1, regression=1.0,
+    drawn=Drawing(count=12, steps=1, guidance=1.0), **hasty,
 )
 """,
     "threshold": """
