@@ -52,6 +52,27 @@ def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
     assert step.costs.guessed_loops == 0
 
 
+@needs_compiler
+def test_a_large_network_is_split_over_the_chips_of_v5e_4x4() -> None:
+    """Two blocks of DiT-XL's width, every large array of which lies on all sixteen."""
+    config = _shallow(configs.load("dit_64"), depth=2, width=1152, heads=16)
+    text = dataclasses.replace(config.model.text, layers=1)
+    model = dataclasses.replace(config.model, text=text)
+    config = dataclasses.replace(config, model=model, mesh=Mesh(data=1, fsdp=-1))
+    place = topologies.parse("v5e:4x4")
+    mesh = plan.mesh_of(config, topologies.devices(place))
+    step = plan.train_step(config, place, mesh, quick=True)
+    assert step.fits(place)
+    assert step.memory
+    assert step.costs
+    _, state = plan._arguments(plan._resolved(config)[0], mesh)
+    whole = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.params))
+    assert whole > 2**28
+    assert step.memory.arguments["parameters"] < 1.1 * whole / 16
+    gathered = sum(e.bytes for e in step.costs.exchanges if e.kind == "all-gather")
+    assert gathered > whole / 2, "a chip needs what lies on the others, in bfloat16 at the least"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -238,7 +259,7 @@ def test_shapes_of_stable_diffusion_are_the_published_ones() -> None:
     assert counts["codec"] == 83_653_863 + 1  # and the scale of its codes
 
 
-def _shallow(config: Any) -> Any:
-    """A transformer of one block: of eight, compiling takes three times as long."""
-    dit = dataclasses.replace(config.model.dit, depth=1)
+def _shallow(config: Any, depth: int = 1, **fields: int) -> Any:
+    """A transformer of few blocks: of eight, compiling takes three times as long."""
+    dit = dataclasses.replace(config.model.dit, depth=depth, **fields)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dit=dit))
