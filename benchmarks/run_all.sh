@@ -90,7 +90,8 @@ step quality minutes benchmarks.quality "--workdir=$workdir/quality"
 step methods minutes benchmarks.methods "--workdir=$workdir/methods"
 [[ $platform == cpu ]] ||
   step latency_sdxl anew benchmarks.latency --config=add_sdxl --batches 1 8 --dtypes bfloat16
-step ablation minutes benchmarks.ablation "--workdir=$workdir/ablation"
+step ablation minutes benchmarks.ablation "--workdir=$workdir/ablation" \
+  "--teacher=$workdir/quality/diffusion_subgroups"
 step linear_probe none benchmarks.linear_probe
 step finetune_flags none benchmarks.finetune_flags "--folder=$workdir/finetune_flags"
 step kill_resume none benchmarks.kill_resume --kills=3

@@ -232,7 +232,7 @@ def test_a_stop_loses_nothing_and_what_is_done_is_taken(
             assert picture.size[0] > 500
     # Other options in the same folder would have their names on what was trained by these.
     for other, field in (
-        ("--batch=8", "train.batch 16, not 8"),
+        ("--batch=8", "train.batch 24, not 8"),
         ("--points=1", "optimizer.warmup 1, not 3"),
     ):
         line = refused(ablation.main, *arguments, other)
