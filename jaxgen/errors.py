@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import select
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ EXIT_FAULT = 1  # Python's own, of a traceback
 EXIT_USER_ERROR = 2
 EXIT_AGAIN = 75  # EX_TEMPFAIL: saved, or a host or bucket was lost; run the same command again
 EXIT_INTERRUPTED = 130
-_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 _CLIENTS = ("gcsfs", "fsspec", "aiohttp", "requests", "google")  # of a bucket, by their modules
 _STATUSES = ("UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
 _STATUSES += ("RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")  # as TensorStore words them
@@ -90,6 +91,22 @@ def trouble(error: BaseException) -> str:
     if module in _CLIENTS or refused or status:
         return f"{type(error).__name__}: {told}"[:160]
     return ""
+
+
+def fails_the_machine(error: BaseException | None) -> bool:
+    """Whether the machine failed, whatever was read: out of memory, a disk in error, no rights.
+
+    That is what the error, or one that it was raised from, says: itself, or for TensorStore.
+    """
+    while error is not None:
+        told = str(error)
+        code = re.search(r"os_error_code='(\d+)'", told) if isinstance(error, ValueError) else None
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        full = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told
+        if full or isinstance(error, MemoryError) or number in _MACHINE_FAULTS:
+            return True
+        error = error.__cause__
+    return False
 
 
 def unusable(error: BaseException, line: str) -> UserError:

@@ -19,7 +19,7 @@ from jaxgen import cli, methods, stages, storage, synthesis
 from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.data.pipeline import Shared, batches, iterate
-from jaxgen.data.source import Source
+from jaxgen.data.source import Source, digest
 from jaxgen.data.sources import opened
 from jaxgen.errors import EXIT_INTERRUPTED, UserError, reported
 from jaxgen.runtime import classes, hosts, loop, once, pictures, reconstructions, run
@@ -43,7 +43,7 @@ def main() -> None:
         meshes.prepare(batch, storage.folder(config.workdir) / ".compiled")
         hosts.join(config.hosts)
         with hosts.together():
-            hosts.agree({**json.loads(configs.to_json(config)), "version of": run.versions()})
+            _agree(config, plan)
             _print_plan(plan)
             try:
                 for stage in plan:
@@ -53,6 +53,19 @@ def main() -> None:
                 code = stop.code if isinstance(stop, loop.Interrupted) else EXIT_INTERRUPTED
                 hosts.leave(code, note)
         print(f"all done in {duration(time.monotonic() - began)}")
+
+
+def _agree(config: Experiment, plan: list[Stage]) -> None:
+    """UserError unless all processes do the same, by the same code, in the same folders."""
+    described = {**json.loads(configs.to_json(config)), "version of": run.versions()}
+    hosts.agree(
+        {**described, "code of jaxgen": hosts.code()},
+        "start all with the same command and the same version of jaxgen",
+    )
+    hosts.agree(
+        {f"whether {stage.config.folder} is finished": stage.finished for stage in plan},
+        "all need one --workdir",
+    )
 
 
 def _print_plan(plan: list[Stage]) -> None:
@@ -81,6 +94,8 @@ def _train(stage: Stage) -> None:
     source = _source(stage.config)
     tokenizer = _tokenizer(stage.config, filled, source)
     learnt = _drawn(stage.config, filled, source)
+    fingerprint = stages.fingerprint(stage.config, filled, learnt.fingerprint)
+    _agree_on_data(stage.config, source, tokenizer, fingerprint)
     config = stage.config.resolved(tokenizer.get_vocab_size(), len(source.labels))
     method = methods.of(config)
     mesh = meshes.make(config.mesh, config.train.batch)
@@ -96,7 +111,6 @@ def _train(stage: Stage) -> None:
         """All that is frozen: what steps do without is on the devices for as long as it is used."""
         return {**frozen, **placed(aside)}
 
-    fingerprint = stages.fingerprint(config, filled, learnt.fingerprint)
     description = (config, methods.name(config), tokenizer, source.labels, fingerprint)
     with (
         run.opened(*description) as folder,
@@ -130,6 +144,22 @@ def _train(stage: Stage) -> None:
         if hosts.is_first() and hasattr(method, "reconstruct"):
             _reconstruct(config, method, weights, source, folder)
         run.save_weights(folder, weights, int(state.step))
+
+
+def _agree_on_data(
+    config: Experiment, source: Source, tokenizer: Tokenizer, fingerprint: str
+) -> None:
+    """UserError unless all processes learn from the same pictures, captions and weights."""
+    hosts.agree(
+        {
+            "number of pictures": len(source),
+            "labels": list(source.labels),
+            "pictures and captions": source.fingerprint,
+            "vocabulary": digest(tokenizer.to_str().encode()),
+            "what is learnt from or built on": fingerprint,
+        },
+        f"give every host the same data of {config.data.name} (--data.root) and the same weights",
+    )
 
 
 def _grade(config: Experiment, method: ModuleType, weights: Any, folder: Path) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from jaxgen import storage
-from jaxgen.errors import UserError, trouble, unusable
+from jaxgen.errors import UserError, fails_the_machine, trouble, unusable
 from jaxgen.runtime import hosts
 from jaxgen.state import State
 
@@ -43,7 +44,7 @@ class Checkpoints:
                 f"checkpoints {self._damaged} in {folder} are damaged: their losses, in "
                 "metrics/metrics, cannot be read; train on, which sets them aside, or remove them"
             )
-        hosts.barrier("checkpoints looked at")
+        self._damaged = sorted(set().union(*hosts.gathered(self._damaged)))
         for step in self._damaged:
             self._set_aside(step)
         policies = preservation_policy
@@ -101,13 +102,14 @@ class Checkpoints:
     def restore(
         self, target: State, say: Callable[[str], None], mend: bool
     ) -> tuple[State, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, or None where there is none at all.
+        """The newest checkpoint that every process can read, or None where there is none at all.
 
         `target` gives shapes and shardings. What of a checkpoint is damaged is told through `say`,
         and the one before it is tried; with `mend` it is set aside, to make room for a good one. If
-        all are unreadable this raises UserError: never a silent restart.
+        all are unreadable this raises UserError: never a silent restart. What is no damage is
+        raised as it is: another process lost, a machine that fails, a bucket's trouble.
         """
-        steps = self.steps()
+        steps = hosts.gathered(self.steps())[0]
         unreadable = []
         for step in reversed(self._damaged):
             say(
@@ -115,25 +117,17 @@ class Checkpoints:
                 f"is set aside as {_aside(self.folder, step)}"
             )
         for step in reversed(steps):
-            try:
-                found = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
-                    ),
-                )
-            except Exception as error:  # whatever a damaged file makes the reader raise
-                if trouble(error):
-                    raise
-                damage = _damage(self.folder / str(step), error)
-                say(f"checkpoint {step} is damaged: {damage}; an older one is tried")
-                unreadable.append(step)
-            else:
+            found, damage = self._read(step, target)
+            told = [each for each in hosts.gathered(damage) if each]
+            if found and not told:
                 for bad in unreadable if mend else ():
                     self._set_aside(bad)
                     self._manager.reload()
                     say(f"checkpoint {bad} is set aside as {_aside(self.folder, bad)}")
-                return found["state"], found["data"]
+                return found
+            del found  # or the devices would hold two while the next one is read
+            say(f"checkpoint {step} is damaged: {told[0]}; an older one is tried")
+            unreadable.append(step)
         if everything := sorted([*steps, *self._damaged]):
             raise UserError(
                 f"none of the checkpoints {everything} in {self.folder} can be read; "
@@ -148,6 +142,32 @@ class Checkpoints:
             with self._writing():
                 self._manager.wait_until_finished()
             self._manager.close()
+
+    def _read(self, step: int, target: State) -> tuple[tuple[State, dict[str, Any]] | None, str]:
+        """(State and position, or None where this process cannot read them; the damage, or "").
+
+        Waits for no other process, as Orbax's manager would, also for one that has failed.
+        """
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
+        )
+        folder = self.folder / str(step)
+        try:
+            with ocp.Checkpointer(
+                ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
+            ) as reader:
+                found = reader.restore(
+                    folder if storage.is_remote(folder) else folder.absolute(),
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+                    ),
+                )
+            return (found["state"], found["data"]), ""
+        except Exception as error:  # whatever a damaged file makes the reader raise
+            if trouble(error) or hosts.loss(error) or fails_the_machine(error):
+                raise
+            return None, _damage(folder, error)
 
     def _set_aside(self, step: int) -> None:
         path = self.folder / str(step)

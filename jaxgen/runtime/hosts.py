@@ -78,30 +78,45 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agree(described: Mapping[str, Any]) -> None:
-    """Raises UserError, naming the first difference, unless all processes run the same thing.
+def agree(described: Mapping[str, Any], remedy: str) -> None:
+    """Raises UserError, naming the first difference and the remedy, unless all say the same.
 
-    Compared are what the process says of itself, as nested JSON values (its config, the versions of
-    its packages), and jaxgen's own code.
+    Compared is what each process says of itself, as nested JSON values; `hosts.` may differ.
     """
-    if jax.process_count() == 1:
-        return
-    mine = {**flatten_dict(dict(described), sep="."), "code of jaxgen": _code()}
-    told = [json.loads(text) for text in _gathered(json.dumps(mine))]
+    told = gathered(flatten_dict(dict(described), sep="."))
     for number, other in enumerate(told):
         for field in {**told[0], **other}:
             a, b = told[0].get(field), other.get(field)
             if a != b and not field.startswith("hosts."):
                 raise UserError(
                     f"the processes differ in {field}: {a!r} in process 0, {b!r} in process "
-                    f"{number}; start all with the same command and the same version of jaxgen"
+                    f"{number}; {remedy}"
                 )
+
+
+def code() -> str:
+    """A digest of jaxgen's own source files."""
+    folder = Path(jaxgen.__file__).parent
+    paths = sorted(folder.rglob("*.py"))
+    return digest(*(str(p.relative_to(folder)).encode() + p.read_bytes() for p in paths))
 
 
 def barrier(name: str) -> None:
     """Waits for all processes."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's JSON value, in the order of the processes; waits for all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    raw = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = np.atleast_1d(multihost_utils.process_allgather(np.int32(len(raw))))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(raw)] = raw
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
 
 
 def whole(tree: Any) -> Any:
@@ -126,7 +141,7 @@ def together() -> Iterator[None]:
             raise
         if told := mendable(error):
             leave(told.code, " ".join(str(told).split()))
-        reason = _loss(error)
+        reason = loss(error)
         if not reason:
             traceback.print_exc()
             leave(EXIT_FAULT, f"process {jax.process_index()} ends by a fault of its own")
@@ -154,7 +169,7 @@ def leave_after(seconds: float, code: int, line: str) -> None:
     clock.start()
 
 
-def _loss(error: BaseException | None) -> str:
+def loss(error: BaseException | None) -> str:
     """What JAX says, itself or as another error's cause, of a process lost; else empty."""
     while error is not None:
         told = str(error).strip()
@@ -222,23 +237,6 @@ def _goodbye() -> None:
     while _ENDS:
         os.write(_ENDS[-1], b"\n")
         os.close(_ENDS.pop())
-
-
-def _gathered(text: str) -> list[str]:
-    """Every process's text, in the order of the processes."""
-    raw = np.frombuffer(text.encode(), np.uint8)
-    lengths = np.atleast_1d(multihost_utils.process_allgather(np.int32(len(raw))))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(raw)] = raw
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
-
-
-def _code() -> str:
-    """A digest of jaxgen's own source files."""
-    folder = Path(jaxgen.__file__).parent
-    paths = sorted(folder.rglob("*.py"))
-    return digest(*(str(p.relative_to(folder)).encode() + p.read_bytes() for p in paths))
 
 
 def _on_cloud_tpu() -> bool:

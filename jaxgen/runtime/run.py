@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from jaxgen.weights import files, hub, pipelines
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+SEEN = 60  # tries, a second apart: for so long a network's file system may show what was before
 
 # What may change between the start of a run and its resumption, without making it another run.
 FREE = ("workdir", "shown", "data.root", "mesh.", "hosts.", "train.steps", "judge.weights")
@@ -42,11 +45,12 @@ def opened(
     """The run's folder, made or found again, closed to a second process (see `lease.held`).
 
     `fingerprint` is that of the data and of the weights that the run builds on. Raises UserError
-    when the folder cannot be written, is in use, or holds a run of another config or other data.
+    when the folder cannot be written, is in use, or holds a run of another config or other data,
+    and in all processes where one of them does not see what the first has written there.
     """
     folder = config.folder
     if not hosts.is_first():
-        hosts.barrier("run folder opened")
+        _check_shared(folder, "")
         yield folder
         return
     with lease.held(folder):
@@ -54,9 +58,10 @@ def opened(
             (folder / "samples").mkdir(exist_ok=True)
         refuse_other(config, method)
         _refuse_other_data(folder, fingerprint)
-        storage.write_text(folder / CONFIG, _description(config, method, labels, fingerprint))
+        described = _description(config, method, labels, fingerprint)
         storage.write_text(folder / TOKENIZER, tokenizer.to_str())
-        hosts.barrier("run folder opened")
+        storage.write_text(folder / CONFIG, described)
+        _check_shared(folder, described)
         yield folder
 
 
@@ -120,6 +125,26 @@ def _refuse_other_data(folder: Path, fingerprint: str) -> None:
                 f"the data of {folder}, or the weights that it builds on, have changed since it "
                 "began; use another --name"
             )
+
+
+def _check_shared(folder: Path, described: str) -> None:
+    """Called by all processes: the first gives what it has written as the folder's CONFIG."""
+    written = hosts.gathered(described)[0]
+    tries = 1 if hosts.is_first() else SEEN
+    sees = hosts.gathered(any(_sees(folder, written, number) for number in range(tries)))
+    if False in sees:
+        raise UserError(
+            f"process {sees.index(False)} does not see {folder}, or another one of that name; all "
+            "need one --workdir"
+        )
+
+
+def _sees(folder: Path, written: str, tried: int) -> bool:
+    time.sleep(min(tried, 1))
+    with contextlib.suppress(OSError, ValueError):
+        list(folder.iterdir())  # has a network's file system ask its server anew
+        return (folder / CONFIG).read_text(encoding="utf-8") == written
+    return False
 
 
 def versions() -> dict[str, str]:

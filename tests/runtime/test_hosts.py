@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +15,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from jaxgen.errors import UserError
-from jaxgen.runtime import hosts
+from jaxgen.runtime import hosts, run
+from jaxgen.weights import files
 
 HANGS = 600  # seconds
+SPLIT = ("--mesh.data=1", "--mesh.fsdp=-1", "--mesh.rules", "kernel=0")
 
 CONFIG = """
 from jaxgen.config import Data, Optimizer, Train
@@ -99,16 +103,23 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def two(folder: Path, name: str, second: tuple[str, ...] = ()) -> tuple[Process, Process]:
+def two(
+    folder: Path,
+    name: str,
+    both: tuple[str, ...] = (),
+    second: tuple[str, ...] = (),
+    elsewhere: Path | None = None,
+) -> tuple[Process, Process]:
     cores = sorted(os.sched_getaffinity(0))
     options = (
         f"--hosts.coordinator=localhost:{free_port()}",
         "--hosts.count=2",
         "--hosts.heartbeat=20",
+        *both,
     )
     return tuple(  # pyright: ignore[reportReturnType]
-        Process(folder, name, *options, f"--hosts.index={n}", *more, core=cores[n % len(cores)])
-        for n, more in enumerate(((), second))
+        Process(where, name, *options, f"--hosts.index={n}", *more, core=cores[n % len(cores)])
+        for n, (where, more) in enumerate(((folder, ()), (elsewhere or folder, second)))
     )
 
 
@@ -166,15 +177,74 @@ def test_two_are_stopped_killed_and_go_on_as_one(folder: Path, alone) -> None:
     assert_same(rows(folder, "both"), alone)
 
 
-def test_one_is_joined_by_a_second(folder: Path, alone) -> None:
-    one = Process(folder, "joined", "--train.steps=12")
-    assert one.end() == 0, one.said[-3000:]
-    first, second = two(folder, "joined")
-    assert (first.end(), second.end()) == (0, 0), first.said[-3000:] + second.said[-3000:]
-    assert "going on from the checkpoint of step 12" in first.said
-    assert_same(rows(folder, "joined"), alone)
-    assert (folder / "runs/joined/samples/final.png").is_file()
-    assert (folder / "runs/joined/model.safetensors").is_file()
+def test_the_coordinator_killed_ends_the_other(folder: Path) -> None:
+    first, second = two(folder, "headless")
+    wait_for(folder, "headless", 3, first, second)
+    first.process.kill()
+    first.end()
+    assert second.end() in (75, -signal.SIGABRT), second.said[-3000:]
+    assert "start all again with the same command" in second.said
+
+
+def ended_well(*processes: Process) -> str:
+    """What the first has said, once all have ended by 0."""
+    codes = [process.end() for process in processes]
+    assert not any(codes), "\n".join(process.said[-3000:] for process in processes)
+    return processes[0].said
+
+
+def assert_same_run(folder: Path, name: str, alone: list[dict[str, float]]) -> None:
+    """Metrics and weights are those of the run that one process makes.
+
+    But for the biases of keys: no softmax sees them, and Adam makes steps of their rounding.
+    """
+    assert_same(rows(folder, name), alone)
+    found, expected = (
+        flatten_dict(files.load(folder / "runs" / each / "model.safetensors")[0], sep="/")
+        for each in (name, "alone")
+    )
+    assert found.keys() == expected.keys()
+    for array in found:
+        if not array.endswith(("to_k/bias", "k_proj/bias")):
+            np.testing.assert_allclose(found[array], expected[array], 1e-4, 1e-6, err_msg=array)
+    assert (folder / "runs" / name / "samples/final.png").is_file()
+
+
+def test_one_is_joined_by_a_second_and_what_they_hold_is_split(folder: Path, alone) -> None:
+    ended_well(Process(folder, "joined", "--train.steps=12"))
+    assert "going on from the checkpoint of step 12" in ended_well(*two(folder, "joined", SPLIT))
+    assert_same_run(folder, "joined", alone)
+
+
+@pytest.fixture(scope="module")
+def halves(folder: Path) -> Path:
+    """A run of two processes, each with its half of the arrays, after 16 of its steps."""
+    ended_well(*two(folder, "halves", (*SPLIT, "--train.steps=16")))
+    return shutil.copytree(folder / "runs/halves", folder / "halves")
+
+
+def test_one_goes_on_from_what_two_held_split(folder: Path, halves: Path, alone) -> None:
+    shutil.rmtree(folder / "runs/halves")
+    shutil.copytree(halves, folder / "runs/halves")
+    said = ended_well(Process(folder, "halves"))
+    assert "going on from the checkpoint of step 16" in said
+    assert_same_run(folder, "halves", alone)
+
+
+def test_a_file_that_one_of_two_reads_is_cut_short_and_both_take_the_older(
+    folder: Path, halves: Path, alone
+) -> None:
+    shutil.rmtree(folder / "runs/halves")
+    shutil.copytree(halves, folder / "runs/halves")
+    checkpoints = folder / "runs/halves/checkpoints"
+    share = (checkpoints / "16/state/ocdbt.process_1/d").iterdir()
+    file = max(share, key=lambda file: file.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    said = ended_well(*two(folder, "halves", SPLIT))
+    assert "checkpoint 16 is damaged: its arrays, in runs/halves/" in said
+    assert "going on from the checkpoint of step 8" in said
+    assert (checkpoints / "unreadable-16").is_dir()
+    assert_same_run(folder, "halves", alone)
 
 
 def test_processes_that_differ_are_refused_by_the_field(folder: Path) -> None:
@@ -189,40 +259,35 @@ def test_processes_that_differ_are_refused_by_the_field(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"train": {"batch": 8}}, "train.batch: 16 in process 0, 8 in process 1; start all with"),
+        ({"train": {"batch": 8}}, "train.batch: 16 in process 0, 8 in process 1; mend that"),
         ({"version of": {"jax": "0.9"}}, "version of.jax: '1.0' in process 0, '0.9' in process 1;"),
         ({"version of": {"jax": "1.0"}}, "version of.numpy: '2.0' in process 0, None in process"),
-        ({"code": "b"}, "code of jaxgen: 'a' in process 0, 'b' in process 1; start all with the "),
         ({"hosts": {"index": 1}}, ""),
     ],
-    ids=["config", "version", "package", "code", "hosts"],
+    ids=["config", "version", "package", "hosts"],
 )
 def test_what_processes_differ_in_is_named(
     other: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As process 1, by what both would have gathered; its code is that under `code`."""
+    """As process 1, by what both would have gathered."""
     first = {
         "train": {"batch": 16},
         "hosts": {"index": 0},
         "version of": {"jax": "1.0", "numpy": "2.0"},
     }
-    told: list[str] = []
+    told: list[Any] = []
 
-    def gathered(text: str) -> list[str]:
-        told.append(text)
+    def gathered(value: Any) -> list[Any]:
+        told.append(value)
         return [*told]
 
-    monkeypatch.setattr(hosts, "_gathered", gathered)
-    monkeypatch.setattr(hosts, "_code", lambda: "a")
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    hosts.agree(first)
-    monkeypatch.setattr(hosts, "_code", lambda: other.get("code", "a"))
-    second = first | {name: value for name, value in other.items() if name != "code"}
+    monkeypatch.setattr(hosts, "gathered", gathered)
+    hosts.agree(first, "mend that")
     if not words:
-        hosts.agree(second)
+        hosts.agree(first | other, "mend that")
         return
     with pytest.raises(UserError) as refusal:
-        hosts.agree(second)
+        hosts.agree(first | other, "mend that")
     assert str(refusal.value).startswith(f"the processes differ in {words}")
 
 
@@ -233,11 +298,11 @@ def test_the_code_of_jaxgen_is_another_when_a_line_of_it_is(
     for name in ("__init__.py", "deep/a.py"):
         (tmp_path / name).write_text("a = 1\n")
     monkeypatch.setattr(hosts.jaxgen, "__file__", str(tmp_path / "__init__.py"))
-    before = hosts._code()
+    before = hosts.code()
     (tmp_path / "deep/a.py").write_text("a = 2\n")
-    changed = hosts._code()
+    changed = hosts.code()
     (tmp_path / "deep/a.py").write_text("a = 1\n")
-    assert before == hosts._code() != changed
+    assert before == hosts.code() != changed
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -316,3 +381,31 @@ def test_one_told_to_go_while_it_prepares_its_data_ends_to_be_started_again(fold
         _, said = process.communicate()
     assert "jaxgen: told to go; the same command goes on from what is saved" in said.splitlines()
     assert not (folder / "runs/early").exists()
+
+
+def test_hosts_with_other_pictures_are_refused(folder: Path) -> None:
+    shutil.copytree(folder / "pictures", folder / "others/pictures")
+    (folder / "others/pictures/square 7.png").unlink()
+    shutil.copy(folder / "config.py", folder / "others/config.py")
+    for process in two(folder, "unlike-pictures", elsewhere=folder / "others"):
+        assert process.end() == 2, process.said[-3000:]
+        assert (
+            "jaxgen: the processes differ in number of pictures: 8 in process 0, 7 in process 1; "
+            "give every host the same data of imagefolder:pictures (--data.root)" in process.said
+        )
+
+
+def test_a_folder_that_one_process_does_not_see_is_refused_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As process 1, whose folder is there, but holds what another run has written."""
+    (tmp_path / run.CONFIG).write_text("before")
+    monkeypatch.setattr(run, "SEEN", 1)
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    of_the_first: list[Any] = ["now", True]
+    monkeypatch.setattr(hosts, "gathered", lambda value: [of_the_first.pop(0), value])
+    with pytest.raises(UserError, match=rf"^process 1 does not see {tmp_path}, .* one --workdir$"):
+        run._check_shared(tmp_path, "")
+    (tmp_path / run.CONFIG).write_text("now")
+    of_the_first += ["now", True]
+    run._check_shared(tmp_path, "")

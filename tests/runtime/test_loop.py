@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import gc
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxgen.config import Mesh
@@ -267,6 +269,45 @@ def test_an_array_that_cannot_be_read_is_named(
     with contextlib.closing(Checkpoints(tmp_path, 1)) as checkpoints:
         checkpoints.restore(state, print, mend=False)
     assert "cannot be read (OUT_OF_RANGE in params.p: Requested" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"),
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error", "state"),
+        OSError(errno.EACCES, "Permission denied", "state"),
+        ValueError("UNKNOWN: Failed to read [os_error_code='5']"),
+    ],
+    ids=["lost", "device memory", "memory", "disk", "rights", "disk, by TensorStore"],
+)
+def test_a_failure_that_is_no_damage_leaves_the_checkpoint_where_it_is(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cut"
+    fit(folder, 10)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not read") from fault
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fails)
+    with pytest.raises(RuntimeError, match="not read"):
+        fit(folder, 12)
+    assert Checkpoints(folder / "checkpoints", 5).steps() == [5, 10]
+
+
+def test_a_checkpoint_that_another_process_cannot_read_is_not_taken(
+    whole: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    fit(tmp_path / "cut", 20)
+    others = iter([[], [], "no such file", ""])
+    monkeypatch.setattr(hosts, "gathered", lambda value: [value, next(others, value)])
+    same(fit(tmp_path / "cut", 23), whole)
+    out = capsys.readouterr().out
+    assert "checkpoint 20 is damaged: no such file; an older one is tried" in out
+    assert "going on from the checkpoint of step 15" in out
 
 
 @late
