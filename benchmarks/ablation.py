@@ -3,8 +3,8 @@
     python -m benchmarks.ablation --minutes=9           (again and again, until it ends with code 0)
     python -m benchmarks.ablation --only=loss,start --seeds=2 --steps=100
 
-Every arm is `python -m jaxgen.train --config=add_subgroups` with one field changed (pairs, which the
-paper lacks, need two: the samples, and what they are for), trained from several seeds and measured
+Every arm is `python -m jaxgen.train --config=add_subgroups` with one field changed (two for pairs,
+which the paper lacks: the samples, and what they are for), trained from several seeds and measured
 at one step without guidance: Fréchet distance, retrieval, recall and others of `jaxgen.evaluate`,
 on the same captions for all. What is trained or measured already is taken as it is, a training that
 was interrupted goes on, and the results are written after every arm. What is in the folder of runs

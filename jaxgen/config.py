@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from jaxgen import storage
 from jaxgen.errors import UserError
 
+LONGEST_NAME = 255  # bytes, of a file system's usual limit
 SHOWN = 12  # captions of the sample grids where the config names none
 
 E = TypeVar("E", bound="Experiment")
@@ -242,6 +243,11 @@ class Experiment:
             )
         if not re.fullmatch(r"(auto|.+:\d{1,5})?", hosts.coordinator):
             raise UserError(f"--hosts.coordinator {hosts.coordinator!r}: give HOST:PORT, or auto")
+        port = hosts.coordinator.rpartition(":")[2]
+        if port.isdigit() and not 0 < int(port) < 2**16:
+            raise UserError(
+                f"--hosts.coordinator {hosts.coordinator!r}: give a port from 1 to {2**16 - 1}"
+            )
         if hosts.count > 1 and not hosts.coordinator:
             raise UserError(
                 f"--hosts.count {hosts.count} needs --hosts.coordinator: HOST:PORT of the first "
@@ -252,6 +258,9 @@ class Experiment:
                 raise UserError(f"--hosts.{field} is {getattr(hosts, field)}; give seconds above 0")
         self.optimizer.check("optimizer")
         storage.check(self.workdir, "--workdir ")
+        if "://" in self.data.root:
+            raise UserError(f"--data.root {self.data.root}: give a folder of this machine")
+        storage.check(self.data.root, "--data.root ")
         if self.train.sample_every < 0:
             raise UserError(f"--train.sample-every is {self.train.sample_every}; give 0 or more")
         if not 0 <= self.seed < 2**32:
@@ -261,6 +270,11 @@ class Experiment:
         if not re.fullmatch(r"[\w.-]+", self.name) or set(self.name) == {"."}:
             raise UserError(
                 f"--name {self.name!r} cannot name a folder; use letters, digits, - _ ."
+            )
+        if len(self.name.encode()) > LONGEST_NAME:
+            raise UserError(
+                f"--name {self.name[:20]}… has {len(self.name)} letters; a folder's name has "
+                f"{LONGEST_NAME} bytes at most"
             )
 
     @property

@@ -13,6 +13,7 @@ EXIT_USER_ERROR = 2
 EXIT_AGAIN = 75  # EX_TEMPFAIL: saved, or a host or bucket was lost; run the same command again
 EXIT_INTERRUPTED = 130
 _MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+_IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 _CLIENTS = ("gcsfs", "fsspec", "aiohttp", "requests", "google")  # of a bucket, by their modules
 _STATUSES = ("UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
 _STATUSES += ("RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")  # as TensorStore words them
@@ -38,7 +39,7 @@ class Outage(UserError):  # noqa: N818
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turns a `UserError`, a full disk or a forbidden file into one line on stderr and exit code 2.
+    """Turns a `UserError` or a disk's or file's fault into one line on stderr and exit code 2.
 
     An `Outage` is exit code 75, and Ctrl-C one line and 130. Doors run inside it.
     """
@@ -73,8 +74,8 @@ def mendable(error: Exception) -> UserError | None:
         return error
     if reason := trouble(error):
         return unusable(error, f"a bucket cannot be used ({reason})")
-    if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS:
-        place = error.filename or "a file of the run"
+    if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS | _IN_THE_WAY:
+        place = error.filename2 or error.filename or "a file of the run"
         return UserError(f"{error.strerror}: {place}; mend that and run again")
     return None
 

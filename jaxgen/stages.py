@@ -25,6 +25,7 @@ from jaxgen.config import Experiment
 from jaxgen.data.source import digest
 from jaxgen.errors import UserError
 from jaxgen.models import eyes
+from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import run
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.text import tokenizer as words
@@ -206,12 +207,26 @@ def parameters(stage: Stage) -> dict[str, int]:
 
     The vocabulary, which the data may extend by some words, is that of the tokenizer without data.
     """
-    config: Any = stage.config.resolved(words.build().get_vocab_size(), 2)
-    method = methods.of(config)
-    frozen = frozen_shapes(config)
-    state = jax.eval_shape(functools.partial(method.init, config), frozen, jax.random.key(0))
+    frozen, state = _shapes(stage.config)
     counts = {name: _count(tree) for name, tree in state.params.items()}
     return counts | {f"{name} (frozen)": _count(tree) for name, tree in frozen.items()}
+
+
+def check_rules(config: Experiment) -> None:
+    """Raises UserError for a rule of --mesh.rules that is for no array of the config's own run.
+
+    What is trained before it is given the same rules, and follows those that are for it.
+    """
+    if config.mesh.rules:
+        meshes.check_rules(config.mesh.rules, *_shapes(config))
+
+
+def _shapes(config: Experiment) -> tuple[Any, Any]:
+    """Trees of the shapes of what a run freezes, and of its state, by a vocabulary without data."""
+    config = config.resolved(words.build().get_vocab_size(), 2)
+    frozen = frozen_shapes(config)
+    init = functools.partial(methods.of(config).init, config)
+    return frozen, jax.eval_shape(init, frozen, jax.random.key(0))
 
 
 def frozen_shapes(config: Experiment) -> Any:

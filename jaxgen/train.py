@@ -45,6 +45,7 @@ def main() -> None:
         with hosts.together():
             _agree(config, plan)
             _print_plan(plan)
+            _check_meshes(plan)
             try:
                 for stage in plan:
                     _train(stage)
@@ -84,6 +85,20 @@ def _print_plan(plan: list[Stage]) -> None:
         counts = stages.parameters(stage)
         print(f"     parameters: {', '.join(f'{k} {n / 1e6:.2f} M' for k, n in counts.items())}")
     sys.stdout.flush()
+
+
+def _check_meshes(plan: list[Stage]) -> None:
+    """Raises UserError where devices, batch or rules do not fit a stage that is to be trained."""
+    for stage in plan:
+        config = stage.config
+        if stage.finished:
+            continue
+        try:
+            meshes.make(config.mesh, config.train.batch)
+            if stage is plan[-1]:
+                stages.check_rules(config)
+        except UserError as error:
+            raise UserError(f"{config.name}: {error}") from None
 
 
 def _train(stage: Stage) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import plans
 from jaxgen import config as configs
-from jaxgen import methods, plan
+from jaxgen import methods, plan, stages
 from jaxgen.config import Mesh
 from jaxgen.plan import Compiled
 from jaxgen.runtime import topologies
@@ -99,6 +99,15 @@ def test_a_batch_that_does_not_divide_is_one_line(
     monkeypatch.setattr(topologies, "devices", lambda place: jax.devices())
     line = refused(plan.main, "--config=dit", "--train.batch=12")
     assert "12 does not divide over 8 x 1" in line
+
+
+def test_a_rule_is_refused_where_the_trainer_would_and_else_taken(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr(topologies, "devices", lambda place: jax.devices())
+    line = refused(plan.main, "--config=dit", "--mesh.rules=judge/=whole")
+    assert "--mesh.rules 'judge/=whole' fits no array" in line
+    stages.check_rules(dataclasses.replace(configs.load("dit"), mesh=Mesh(rules=("mlp=whole",))))
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,12 @@ def open_tfds(name: str, split: str, size: int, root: str | Path, label: str = "
         )
     # TFDS and the hosts of its sets fail in too many ways to list, and none is ours.
     except Exception as error:
-        raise UserError(
-            f"cannot prepare tfds:{name} ({_gist(error)}); {_REMEDY} {builder.data_dir}"
-        ) from error
+        builder = _builder(name, root)
+        # Another process may have been quicker.
+        if not builder.is_prepared():
+            raise UserError(
+                f"cannot prepare tfds:{name} ({_gist(error)}); {_REMEDY} {builder.data_dir}"
+            ) from error
     return read(builder, f"tfds:{name}", split, size, label)
 
 

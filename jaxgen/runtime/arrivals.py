@@ -1,26 +1,31 @@
 """Whether all processes of a run have come, before JAX is asked to bring them together.
 
 JAX aborts a process, with a stack trace, where another one never comes. So the first one listens at
-the coordinator's address until all have told it their numbers, and then leaves it to JAX.
+the coordinator's address until all have told it their numbers, and then leaves it to JAX. What does
+not fit together is told to those whom it concerns.
 """
 
 import contextlib
 import errno
 import socket
 import time
+from collections.abc import Iterable
 
 from jaxgen.config import Hosts
 from jaxgen.errors import UserError
 
 _ALL_HERE = b"all here\n"
+_HELLO = "jaxgen"  # before index and count; who says anything else is somebody else
+_LONGEST = 500  # bytes of an answer
 _PAUSE = 0.2  # seconds between tries
 
 
 def meet(config: Hosts) -> None:
     """Returns in every process once all `config.count` have come.
 
-    Raises UserError in those that have come where that takes longer than `config.wait` seconds,
-    and in the first where the coordinator's port is in use.
+    Raises UserError in those that have come where that takes longer than `config.wait` seconds, or
+    where one was told another count; in one whose number another has; and in the first where the
+    coordinator's port is in use.
     """
     give_up = time.monotonic() + config.wait
     if config.index == 0:
@@ -54,11 +59,13 @@ def _address(config: Hosts) -> tuple[str, int]:
 def _told(config: Hosts, seconds: float) -> str:
     """Tells the first process that this one is here; empty if it says that all are, or why not."""
     with socket.create_connection(_address(config), timeout=seconds) as line:
-        line.sendall(f"{config.index}\n".encode())
+        line.sendall(f"{_HELLO} {config.index} {config.count}\n".encode())
         try:
-            answer = line.makefile("rb").readline(len(_ALL_HERE))
+            answer = line.makefile("rb").readline(_LONGEST)
         except TimeoutError:
             return "it waits for others"
+    if answer.endswith(b"\n") and answer != _ALL_HERE:
+        raise UserError(answer.decode().strip())
     return "" if answer == _ALL_HERE else "it hung up"
 
 
@@ -70,18 +77,54 @@ def _gather(config: Hosts, give_up: float) -> None:
             try:
                 line = lines.enter_context(door.accept()[0])
                 line.settimeout(max(0.01, min(5.0, give_up - time.monotonic())))
-                number = int(line.makefile("rb").readline(16))
-                if 0 < number < config.count:
-                    came[number] = line
+                hello, number, count = line.makefile("rb").readline(32).decode().split()
+                if hello == _HELLO:
+                    _enter(config, came, line, int(number), int(count))
             except (OSError, ValueError):  # too late, or somebody else who knocks
                 if time.monotonic() >= give_up:
                     raise _missing(config, came) from None
-        for line in came.values():
-            with contextlib.suppress(OSError):  # one that has gone since: JAX will miss it
-                line.sendall(_ALL_HERE)
+        _tell(came.values(), _ALL_HERE)  # one that has gone since JAX will miss
         for line in came.values():
             with contextlib.suppress(OSError):
                 line.recv(1)  # who hangs up first keeps the port for a while
+
+
+def _enter(
+    config: Hosts, came: dict[int, socket.socket], line: socket.socket, number: int, count: int
+) -> None:
+    """Counts a process among those that came, if no other that is still there has its number."""
+    if count != config.count:
+        differ = (
+            f"the processes differ in hosts.count: {config.count} in process 0, {count} in process "
+            f"{number}; start all with the same"
+        )
+        _tell([*came.values(), line], f"{differ}\n".encode())
+        raise UserError(differ)
+    if number in came and _is_there(came[number]):
+        reason = f"process {number} of {count} has come already; give each its own --hosts.index"
+        _tell([line], f"{reason}\n".encode())
+    else:
+        came[number] = line
+
+
+def _tell(lines: Iterable[socket.socket], words: bytes) -> None:
+    for line in lines:
+        with contextlib.suppress(OSError):
+            line.sendall(words)
+
+
+def _is_there(line: socket.socket) -> bool:
+    """Whether the other end has not hung up: nothing more is said, but the end can be read."""
+    limit = line.gettimeout()
+    line.setblocking(False)
+    try:
+        return bool(line.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        line.settimeout(limit)
 
 
 def _listening(config: Hosts) -> socket.socket:

@@ -41,8 +41,8 @@ def held(folder: Path) -> Iterator[None]:
     only when it next refreshes the lease, REFRESH seconds after it goes on. Until then it may write
     too: what the same config computes, as its successor does.
 
-    Raises UserError where another process holds the folder, or it cannot be written, and Outage
-    where the bucket does not answer.
+    Raises UserError where another process holds the folder, or it cannot be written or locked, and
+    Outage where the bucket does not answer.
     """
     if storage.is_remote(folder):
         lease = _Lease(folder)
@@ -59,8 +59,13 @@ def held(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise _in_use(folder, "another process") from None
+        except OSError as error:  # of network disks
+            raise UserError(
+                f"cannot lock {folder / '.lock'} ({error.strerror}); choose a --workdir on a disk "
+                "that has locks"
+            ) from None
         yield
 
 

@@ -20,7 +20,7 @@ from jaxgen.runtime.metrics import MetricsLog
 from jaxgen.runtime.progress import Bar, duration, terms
 from jaxgen.state import Metrics, State
 
-GRACE = 60.0  # seconds that a bucket has for what is to be saved when the process is to end
+GRACE = 50.0  # seconds that a bucket has to take the state; who stops us waits for 60 (tpu/)
 
 
 class Data(Protocol):
@@ -63,8 +63,10 @@ def fit(
 
     `init` maps frozen to a fresh State, whose arrays are born where mesh and `rules` (see
     `jaxgen.config.Mesh`) have them. Raises Interrupted after saving on SIGINT or SIGTERM; the
-    process ends where a bucket has not taken the state GRACE seconds later. Raises UserError naming
-    step and term when a metric is not finite, with the last good checkpoint kept.
+    process ends where a bucket has not taken the state GRACE seconds later. Until a first step is
+    done there is nothing to save: SIGTERM is left to the handler in force (`hosts.told_to_go`),
+    unless there are several processes. Raises UserError naming step and term when a metric is not
+    finite, with the last good checkpoint kept.
     """
     state = _start(mesh, rules, init, frozen, data, checkpoints)
     done = int(state.step)
@@ -76,7 +78,7 @@ def fit(
     since_save: list[float] = []
     with (
         Bar(title, steps, done) as bar,
-        _stop_flag(checkpoints.folder) as stop,
+        _Stop(checkpoints.folder) as stop,
         contextlib.closing(log),
         _outages_end(),
         compiled.cached() as cached,
@@ -89,6 +91,7 @@ def fit(
             done += 1
             if done == first:
                 jax.block_until_ready(metrics)
+                stop.heed_sigterm()
                 how = "compiled before, loaded" if cached() else "compiled"
                 bar.say(f"{title}: {how} in {duration(time.monotonic() - clock)}")
                 clock, clocked = time.monotonic(), done
@@ -156,7 +159,6 @@ def _start(
     checkpoints: Checkpoints,
 ) -> State:
     shapes = jax.eval_shape(init, frozen)
-    meshes.check_rules(rules, frozen, shapes)
     where = meshes.over_parameters(mesh, shapes, rules)
     found = checkpoints.restore(meshes.shaped(shapes, where), print, mend=True)
     if found is None:
@@ -180,37 +182,44 @@ def _mean(pending: list[Metrics], done: int) -> dict[str, float]:
 
 
 class _Stop:
-    code = 0
-
-
-@contextlib.contextmanager
-def _stop_flag(folder: Path) -> Iterator[_Stop]:
     """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once.
 
-    From the first one on the process has GRACE seconds, if the folder is in a bucket.
+    SIGTERM does so from `heed_sigterm` on. From the first signal on the process has GRACE seconds,
+    if the folder is in a bucket.
 
     Several processes must stop after the same step. JAX's coordination service sees to that: it
     takes SIGTERM, and a SIGINT is passed on to it as one.
     """
-    stop, several = _Stop(), jax.process_count() > 1
 
-    def ask(number: Any, frame: Any) -> None:
-        stop.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
-        # The handler before may be one that a thread looks for, as it then would at this signal.
-        signal.signal(number, before[number] if number == signal.SIGINT else hosts.go)
-        _limit(folder, stop.code)
-        if several:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def __init__(self, folder: Path):
+        self.code, self._folder, self._several = 0, folder, jax.process_count() > 1
+        self._before: dict[int, Any] = {}
 
-    caught = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.getsignal(n) for n in caught}
-    try:
-        for number in before:
-            signal.signal(number, ask)
-        yield stop
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> "_Stop":
+        self._catch(signal.SIGINT)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def heed_sigterm(self) -> None:
+        """From now on there is something to save."""
+        if not self._several:
+            self._catch(signal.SIGTERM)
+
+    def _catch(self, number: int) -> None:
+        self._before[number] = signal.getsignal(number)
+        signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
+        # The handler before may be one that a thread looks for, as it then would at this signal.
+        again = self._before[number] if number == signal.SIGINT else hosts.go
+        signal.signal(number, again)
+        _limit(self._folder, self.code)
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager

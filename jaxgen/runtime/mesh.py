@@ -57,6 +57,12 @@ def make(config: MeshConfig, batch: int, devices: Sequence[Any] | None = None) -
         fsdp = max(1, count // data)
     if data == -1:
         data = max(1, count // fsdp)
+    if -1 in (config.data, config.fsdp) and data * fsdp < count:
+        given = max(config.data, config.fsdp)
+        raise UserError(
+            f"--mesh.data {config.data} --mesh.fsdp {config.fsdp}: the {count} devices do not "
+            f"divide by {given}; give a divisor, or two counts to leave {count - data * fsdp} idle"
+        )
     if data * fsdp > count:
         raise UserError(f"a mesh of {data} x {fsdp} needs {data * fsdp} devices; there are {count}")
     if devices is None and jax.process_count() > 1 and data * fsdp < count:

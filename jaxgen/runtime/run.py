@@ -19,6 +19,8 @@ from jaxgen.runtime import hosts, lease
 from jaxgen.weights import files, hub, pipelines
 
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+FILES = (CONFIG, TOKENIZER, WEIGHTS, "metrics.jsonl")
+FOLDERS = ("samples", "checkpoints", "tensorboard")
 PACKAGES = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 SEEN = 60  # tries, a second apart: for so long a network's file system may show what was before
@@ -101,8 +103,9 @@ def save_weights(folder: Path, weights: Any, step: int) -> None:
 
 
 def refuse_other(config: Experiment, method: str) -> None:
-    """Raises UserError where the config's folder holds a run of another config."""
+    """Raises UserError where the config's folder holds a run of another config, or is no run's."""
     folder = config.folder
+    _refuse_in_the_way(folder)
     if not (folder / CONFIG).is_file():
         return
     its_method, values, _ = description(folder)
@@ -115,6 +118,21 @@ def refuse_other(config: Experiment, method: str) -> None:
                 f"{folder} holds a run with {field} {old!r}, not {new!r}; "
                 f"start another with --name, or take up that one with its own config"
             )
+
+
+def _refuse_in_the_way(folder: Path) -> None:
+    """Raises UserError for a file where the run keeps a folder, or the other way round."""
+    if storage.is_remote(folder):  # where both can be
+        return
+    folders = [folder, *(folder / name for name in FOLDERS)]
+    if (checkpoints := folder / "checkpoints").is_dir():
+        folders += [path for path in sorted(checkpoints.iterdir()) if path.name.isdigit()]
+    for path in folders:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file where the run keeps a folder; move it away")
+    for path in (folder / name for name in FILES):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder where the run keeps a file; move it away")
 
 
 def _refuse_other_data(folder: Path, fingerprint: str) -> None:

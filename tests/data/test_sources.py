@@ -102,6 +102,19 @@ class JaxgenTinyBlind(JaxgenTiny):
     FEATURES: ClassVar = {"label": tfds.features.ClassLabel(names=["even", "odd"])}
 
 
+class JaxgenTinyOvertaken(JaxgenTiny):
+    """Another one prepares it in the same root meanwhile, and is quicker."""
+
+    alone = True
+
+    def _split_generators(self, dl_manager):
+        if type(self).alone:
+            type(self).alone = False
+            other = type(self)(data_dir=self._data_dir_root)
+            other.download_and_prepare(file_format="array_record")
+        return super()._split_generators(dl_manager)
+
+
 class JaxgenTinyOffline(JaxgenTiny):
     """Its host cannot be reached."""
 
@@ -214,6 +227,11 @@ def test_bad_names(root, name, split, message):
     with pytest.raises(UserError, match=message) as caught:
         open_source(name, split, 8, root)
     assert "\n" not in str(caught.value)
+
+
+def test_a_set_that_another_process_has_prepared_first_is_taken(root):
+    assert len(open_source("tfds:jaxgen_tiny_overtaken", "train", 8, root)) == 12
+    assert not JaxgenTinyOvertaken.alone
 
 
 def prepared(builder: type[JaxgenTiny], folder: Path) -> Path:

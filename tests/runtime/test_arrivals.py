@@ -1,8 +1,11 @@
 """Processes that wait for each other: together, or one line that says who is missing."""
 
+import contextlib
 import dataclasses
 import socket
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO
 
 import pytest
 
@@ -32,7 +35,7 @@ def test_all_go_on_when_the_last_has_come_and_the_port_is_free_again(config: Hos
     host, port = config.coordinator.split(":")
 
     def knock() -> None:
-        for said in (b"GET / HTTP/1.1\r\n", b"7\n", b"8\n", b""):
+        for said in (b"GET / HTTP/1.1\r\n", b"7\n", b"GET 1 2\n", b"\xff 1 3\n", b""):
             while True:
                 try:
                     with socket.create_connection((host, int(port))) as line:
@@ -57,6 +60,44 @@ def test_those_who_never_come_are_named(config: Hosts) -> None:
         first.result()
     with pytest.raises(UserError, match=rf"{config.coordinator} was not reached within 1 s \(\w"):
         second.result()
+
+
+@contextlib.contextmanager
+def come(config: Hosts, index: int) -> Iterator[BinaryIO]:
+    """A process that has come; what it is told can be read."""
+    address = arrivals._address(config)
+    while True:
+        try:
+            line = socket.create_connection(address)
+            break
+        except ConnectionRefusedError:
+            continue
+    with line, line.makefile("rb") as told:
+        line.sendall(f"jaxgen {index} {config.count}\n".encode())
+        yield told
+
+
+def test_another_count_is_told_to_all_at_once(config: Hosts) -> None:
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(arrivals.meet, config)
+        with come(config, 1) as told:
+            (third,) = started(dataclasses.replace(config, count=4), 2)
+            words = "the processes differ in hosts.count: 3 in process 0, 4 in process 2; start all"
+            assert told.read().decode().startswith(words)
+    for process in (first, third):
+        with pytest.raises(UserError, match=words):
+            process.result()
+
+
+def test_a_number_that_has_come_is_refused_until_its_process_has_gone(config: Hosts) -> None:
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(arrivals.meet, config)
+        with come(config, 1):
+            (again,) = started(config, 1)
+        with pytest.raises(UserError, match=r"process 1 of 3 has come already; give each its own"):
+            again.result()
+        anew = started(config, 1, 2)
+    assert [process.exception() for process in (first, *anew)] == [None] * 3
 
 
 def test_a_port_in_use_is_said_at_once(config: Hosts) -> None:

@@ -1,5 +1,6 @@
 """One process at a time in a run's folder: on a disk, and in a bucket."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bucket import Bucket, served
@@ -142,3 +144,22 @@ def test_a_displaced_holder_ends_at_its_next_refresh(
     assert "was taken over by another process" in line
     holder.release()
     assert json.loads(bucket.read(LOCK))["id"] == "the successor", "never another's"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (errno.EWOULDBLOCK, "{one} is in use by another process"),
+        (errno.ENOLCK, r"cannot lock {one}/.lock \(No locks available\); choose a --workdir on a"),
+        (errno.EOPNOTSUPP, r"cannot lock {one}/.lock \(Operation not supported\); choose a --work"),
+    ],
+)
+def test_a_disk_without_locks_is_not_told_as_another_process(
+    fault: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(lease.fcntl, "flock", flock)
+    with pytest.raises(UserError, match=words.format(one=tmp_path / "one")):
+        lease.held(tmp_path / "one").__enter__()

@@ -32,6 +32,7 @@ from jaxgen.state import State
         (Mesh(data=4, fsdp=2), (4, 2)),
         (Mesh(data=2, fsdp=-1), (2, 4)),
         (Mesh(data=1), (1, 1)),
+        (Mesh(data=2, fsdp=1), (2, 1)),
     ],
 )
 def test_a_mesh_is_what_was_asked_for(mesh: Mesh, shape: tuple[int, int]) -> None:
@@ -45,6 +46,8 @@ def test_a_mesh_is_what_was_asked_for(mesh: Mesh, shape: tuple[int, int]) -> Non
         (Mesh(), 12, "--train.batch 12 does not divide over 8 x 1 devices"),
         (Mesh(data=-1, fsdp=-1), 16, "at most one of them -1"),
         (Mesh(data=0), 16, "--mesh.data 0"),
+        (Mesh(data=3, fsdp=-1), 12, "--mesh.data 3 --mesh.fsdp -1: the 8 devices .* leave 2 idle"),
+        (Mesh(data=-1, fsdp=5), 15, "--mesh.data -1 --mesh.fsdp 5: the 8 devices .* by 5; give a"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_one_line(mesh: Mesh, batch: int, words: str) -> None:
@@ -59,7 +62,7 @@ def test_several_processes_have_no_smaller_mesh_than_their_devices(
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert meshes.make(Mesh(data=2, fsdp=-1), 16).size == 8
     with pytest.raises(UserError, match=r"2 x 3 leaves 2 of the 8 devices .* is 8"):
-        meshes.make(Mesh(data=-1, fsdp=3), 12)
+        meshes.make(Mesh(data=2, fsdp=3), 12)
 
 
 def test_rules_are_exceptions_by_path() -> None:
