@@ -109,7 +109,8 @@ class Mesh:
     rules: tuple[str, ...] = ()
     """Exceptions to how parameters are split over fsdp (the largest axis that divides is): each
     PATTERN=AXIS or PATTERN=whole, the pattern a regular expression that is searched for in an
-    array's path, such as teacher/mid_block/. The last one that fits counts."""
+    array's path, such as teacher/mid_block/. The last one that fits counts. Runs that are trained
+    first, a teacher's say, follow those that are for their arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
