@@ -193,16 +193,18 @@ def ended_well(*processes: Process) -> str:
     return processes[0].said
 
 
+def weights(folder: Path, name: str) -> dict[str, Any]:
+    tree, _ = files.load(folder / "runs" / name / "model.safetensors")
+    return dict(flatten_dict(tree, sep="/"))
+
+
 def assert_same_run(folder: Path, name: str, alone: list[dict[str, float]]) -> None:
     """Metrics and weights are those of the run that one process makes.
 
     But for the biases of keys: no softmax sees them, and Adam makes steps of their rounding.
     """
     assert_same(rows(folder, name), alone)
-    found, expected = (
-        flatten_dict(files.load(folder / "runs" / each / "model.safetensors")[0], sep="/")
-        for each in (name, "alone")
-    )
+    found, expected = (weights(folder, each) for each in (name, "alone"))
     assert found.keys() == expected.keys()
     for array in found:
         if not array.endswith(("to_k/bias", "k_proj/bias")):
