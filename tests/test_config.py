@@ -1,5 +1,6 @@
 """Configs: found by name or path, overridden, saved; bad input in one line."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         "from jaxgen.methods.diffusion import Diffusion\nconfig = Diffusion(name='mine')"
     )
     assert cli.configured([f"--config={file}"], "train").name == "mine"
+
+
+@pytest.mark.parametrize(("size", "fits"), [(512, True), (520, True), (1080, True), (516, False)])
+def test_pictures_of_stable_diffusion_have_any_side_of_whole_codes(size: int, fits: bool) -> None:
+    config = configs.load("add_sd21")
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, size=size))
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match="multiple of 8"):
+        other.check()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,7 @@ def test_a_config_may_be_a_path(tmp_path: Path) -> None:
         (["--hosts.wait=0"], ["--hosts.wait is 0"]),
         (["--sampler-steps", "0"], ["0", "1 to 1000"]),
         (["--sampler-steps", "1001"], ["1001", "1 to 1000"]),
-        (["--data.size", "30"], ["side 30", "multiple of 8", "--data.size"]),
+        (["--data.size", "31"], ["side 31", "multiple of --model.unet.patch 2", "--data.size"]),
         (["--model.text.width", "128"], ["128", "64"]),
         (["--model.prediction", "epsilon"], ["epsilon"]),
         (["--model.prediction=noise"], ["--model.prediction 'noise' is none of 'epsilon'"]),

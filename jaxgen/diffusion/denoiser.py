@@ -56,12 +56,10 @@ class Denoiser:
         """Raises UserError where the parts do not fit each other or images of side `size`."""
         predictions.check(self.schedule, self.prediction)
         option, backbone = f"--model.{self.network}", self.backbone
-        levels = 1 if self.network == "dit" else len(self.unet.block_out)
-        factor = backbone.patch * 2 ** (levels - 1)
-        if size % factor:
+        if size % backbone.patch:
             raise UserError(
-                f"images or codes of side {size} are not a multiple of {factor}, which "
-                f"{option}.patch {backbone.patch} and {levels} level(s) need; change --data.size"
+                f"images or codes of side {size} are not a multiple of {option}.patch "
+                f"{backbone.patch}; change --data.size, or --size in sampling"
             )
         if self.context_width != backbone.context_width:
             raise UserError(

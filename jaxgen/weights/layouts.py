@@ -24,6 +24,12 @@ SCHEDULERS = {  # the schedulers of diffusers whose noise levels are ours, and T
     "PNDMScheduler": False,
     "LMSDiscreteScheduler": False,
     "DPMSolverMultistepScheduler": False,
+    "DPMSolverSinglestepScheduler": False,
+    "UniPCMultistepScheduler": False,
+    "DEISMultistepScheduler": False,
+    "HeunDiscreteScheduler": False,
+    "KDPM2DiscreteScheduler": False,
+    "KDPM2AncestralDiscreteScheduler": False,
     "EulerDiscreteScheduler": True,
     "EulerAncestralDiscreteScheduler": True,
 }

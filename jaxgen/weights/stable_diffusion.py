@@ -86,9 +86,9 @@ def _leaf(state, name, path, target) -> np.ndarray:
         arranged = _arranged(tensor, path, _FROM_TORCH)
         if arranged.shape == target.shape:
             return arranged
+    own = _arranged(np.broadcast_to(np.float32(0.0), target.shape), path, _TO_TORCH)
     raise UserError(
-        f"weights do not fit this network: {name} is {tensor.shape}, the network's "
-        f"{'/'.join(path)} is {target.shape}"
+        f"weights do not fit this network: {name} is {tensor.shape}, the network's is {own.shape}"
     )
 
 
