@@ -109,6 +109,8 @@ class Checkpoints:
         all are unreadable this raises UserError: never a silent restart. What is no damage is
         raised as it is: another process lost, a machine that fails, a bucket's trouble.
         """
+        with self._writing():
+            self._manager.wait_until_finished()  # the reader below would not wait for a save
         steps = hosts.gathered(self.steps())[0]
         unreadable = []
         for step in reversed(self._damaged):

@@ -116,7 +116,7 @@ def test_the_file_is_read_before_devices_are_counted(tmp_path: Path) -> None:
         ),
         (
             transformers() | {"layernorm.weight": np.zeros(9, np.float32)},
-            "norm.weight is (9,), the network's norm/scale is (8,)",
+            "norm.weight is (9,), the network's is (8,)",
         ),
     ],
     ids=["wider", "deeper", "with registers", "one tensor"],
