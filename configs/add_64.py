@@ -8,7 +8,7 @@ Plan:     python -m jaxgen.plan --config=add_64 --topology=v5e:2x4 --quick
 """
 
 from jaxgen import config as configs
-from jaxgen.config import Optimizer, Train
+from jaxgen.config import Drawing, Optimizer, Train
 from jaxgen.methods.add import Add
 from jaxgen.methods.diffusion import Diffusion
 from jaxgen.models.judge import JudgeConfig
@@ -22,10 +22,18 @@ config = Add(
     teacher_config="diffusion_64",
     data=teacher.data,
     model=teacher.model,
-    judge=JudgeConfig(taps=(2, 4, 10, 15), resize=128, augment=("translation", "cutout")),
-    distillation=10000.0,  # as in add.py, untuned here
+    shown=teacher.shown,
+    guidance=teacher.guidance,
+    judge=JudgeConfig(
+        taps=(2, 4, 10, 15), resize=128, dtype="bfloat16", augment=("translation", "cutout")
+    ),
+    # Pairs, as in add_paired.py.
+    drawn=Drawing(count=8192, steps=16, guidance=teacher.guidance),
+    regression=60.0,
+    distillation=300.0,
+    teacher_range=(0.3, 0.9),
     frequency=(3, 1, 1, 1),
-    train=Train(steps=10_000, batch=128, ema=0.999, sample_every=1000, checkpoint_every=500),
-    optimizer=Optimizer(learning_rate=2e-5, warmup=100, b1=0.9, b2=0.99),
-    judge_optimizer=Optimizer(learning_rate=2e-4, warmup=0, b1=0.0, b2=0.99, clip=10.0),
+    train=Train(steps=10_000, batch=128, ema=0.999, sample_every=0, checkpoint_every=1000),
+    optimizer=Optimizer(learning_rate=3e-4, warmup=100, b1=0.5, b2=0.99),
+    judge_optimizer=Optimizer(learning_rate=5e-4, warmup=0, b1=0.0, b2=0.99, clip=10.0),
 )

@@ -7,12 +7,16 @@ Plan:     python -m jaxgen.plan --config=diffusion_64 --topology=v5e:2x4 --quick
           program's step takes 18.6 ms, 22.2 ms if nothing hides what the links carry.
 """
 
+from jaxgen import config as configs
 from jaxgen.config import Data, Optimizer, Train
 from jaxgen.diffusion.denoiser import Denoiser
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.methods.diffusion import Diffusion
 from jaxgen.models.unet import UNetConfig
 from jaxgen.text.encoder import TextConfig
+
+small = configs.load("diffusion")
+assert isinstance(small, Diffusion)
 
 config = Diffusion(
     name="diffusion_64",
@@ -33,6 +37,8 @@ config = Diffusion(
         schedule=Schedule(kind="flow", shift=4.0),
         prediction="x0",
     ),
-    train=Train(steps=40_000, batch=256, ema=0.9995, sample_every=2000, checkpoint_every=1000),
-    optimizer=Optimizer(learning_rate=3e-4, warmup=1000),
+    shown=small.shown,
+    guidance=small.guidance,
+    train=Train(steps=40_000, batch=256, ema=0.9995, sample_every=0, checkpoint_every=2000),
+    optimizer=Optimizer(learning_rate=5e-4, warmup=500),
 )
