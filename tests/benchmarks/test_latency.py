@@ -375,6 +375,24 @@ def test_programs_take_turns_and_the_long_one_is_skipped() -> None:
     assert len(lines) == 2
 
 
+def test_for_an_accelerator_all_compile_before_any_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    happened = []
+
+    def candidate(label: str) -> Candidate:
+        def function(x):
+            happened.append(f"{label} traced")
+            io_callback(lambda: happened.append(f"{label} ran"), None, ordered=True)
+            return x + 1
+
+        return Candidate(label, "network", 1.0, function, lambda: (jnp.zeros(()),))
+
+    found = timing.measure([candidate("A"), candidate("B")], 1, 60, lambda line: None)
+    assert all(isinstance(one, timing.Timing) for one in found)
+    assert sorted(happened[:2]) == ["A traced", "B traced"]
+    assert happened.count("A ran") == happened.count("B ran") == 3
+
+
 def test_what_is_too_slow_warns_of_what_is_slower() -> None:
     ran = []
 
