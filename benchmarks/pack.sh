@@ -14,7 +14,8 @@ benchmarks/pack.sh [--out=.carry] [--version=3.12] [--data=data] [--python=pytho
   export PYTHONPATH=$PWD/site:$PWD
   benchmarks/run_all.sh --python=python3 --minutes=8 --copy=$OUT
 
-the last where a command may take ten minutes at most and only what is in $OUT comes back.
+the last where a command may take ten minutes at most and only what is in $OUT comes back. Where the
+machine is lent for minutes, benchmarks/lease.sh does all that and takes what it measures by parts.
 HELP
 }
 

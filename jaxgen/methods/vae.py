@@ -56,6 +56,10 @@ class Vae(Experiment):
     adversarial_from: float = 0.5
     """Share of `train.steps` after which the discriminator joins in: a run that is taken up with
     more of them may leave it out again for a while."""
+    head_start: float = 0.1
+    """Share of `train.steps` for which it learns before that, unheard. The adaptive weight makes its
+    verdict pull as hard as the reconstruction's error whatever it knows: of one that knows nothing
+    that is noise, which undoes what the autoencoder has learnt."""
     discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
     discriminator_optimizer: Optimizer = Optimizer(learning_rate=5e-4, b1=0.5, clip=10.0)
 
@@ -73,6 +77,10 @@ class Vae(Experiment):
             raise UserError(
                 f"--adversarial-from is {self.adversarial_from}; give a share of the steps, from 0 "
                 "to below 1 (--adversarial=0 leaves the discriminator out)"
+            )
+        if not 0.0 <= self.head_start < 1.0:
+            raise UserError(
+                f"--head-start is {self.head_start}; give a share of the steps, from 0 to below 1"
             )
         if self.autoencoder.channels != 3:
             raise UserError(
@@ -138,7 +146,7 @@ def train_step(config: Vae, state: State, frozen: Any, batch: Batch) -> tuple[St
     Every network runs forward once for an image, and backward once; the gradients at the pixels
     are weighed there (`adaptive_weight`) before they go on to the parameters. Metrics: the loss and
     its terms, PSNR in dB, the standard deviation of the latents, the adaptive weight, the shares of
-    patches taken for real, gradient norms. What is the discriminator's is 0 until it joins in.
+    patches taken for real, gradient norms. What is the discriminator's is 0 until it learns.
     """
     real = to_unit(batch["image"])
     if config.data.flip:
@@ -162,7 +170,7 @@ def train_step(config: Vae, state: State, frozen: Any, batch: Batch) -> tuple[St
     loss = error + config.kl * divergence
 
     if config.adversarial:
-        joined = state.step >= _alone(config)
+        learning, joined = state.step >= _unplayed(config), state.step >= _alone(config)
         verdict, of_verdict, of_discriminator, judged = play(
             config, state.params["discriminator"], real, fake
         )
@@ -177,17 +185,17 @@ def train_step(config: Vae, state: State, frozen: Any, batch: Batch) -> tuple[St
         at_pixels += weight * of_verdict
         loss += weight * verdict
         # It plays from the first step, unheard: in a lax.cond, which would spare that, XLA's
-        # convolutions on a CPU took 15 times as long once it had joined in.
+        # convolutions on a CPU took 15 times as long once it was let in.
         before = state.params["discriminator"], state.opt_state["discriminator"]
         *after, norm = optimizer.apply(
             optimizers["discriminator"], of_discriminator, before[1], before[0]
         )
         new["discriminator"], opt_state["discriminator"] = jax.tree.map(
-            lambda a, b: jnp.where(joined, a, b), tuple(after), before
+            lambda a, b: jnp.where(learning, a, b), tuple(after), before
         )
         told = {"adversarial": verdict, **judged, "adaptive_weight": adaptive}
         told["discriminator_gradient"] = norm
-        game = {name: jnp.where(joined, value, 0.0) for name, value in told.items()}
+        game = {name: jnp.where(learning, value, 0.0) for name, value in told.items()}
 
     (gradient,) = backward((at_pixels, at_posterior))
     new["autoencoder"], opt_state["autoencoder"], norm = optimizer.apply(
@@ -359,10 +367,15 @@ def _alone(config: Vae) -> int:
     return round(config.adversarial_from * config.train.steps)
 
 
+def _unplayed(config: Vae) -> int:
+    """Steps before the discriminator learns."""
+    return max(0, _alone(config) - round(config.head_start * config.train.steps))
+
+
 def _optimizers(config: Vae) -> dict[str, Any]:
     return {
         "autoencoder": optimizer.build(config.optimizer, config.train),
         "discriminator": optimizer.build(
-            config.discriminator_optimizer, config.train, begins=_alone(config)
+            config.discriminator_optimizer, config.train, begins=_unplayed(config)
         ),
     }

@@ -31,6 +31,7 @@ CONFIG = Vae(
     taps=(0,),
     adversarial=0.7,
     adversarial_from=0.1,
+    head_start=0.04,
     discriminator=PatchDiscriminatorConfig(width=8, layers=1),
     train=Train(steps=100, batch=8, ema=0.9),
     optimizer=Optimizer(learning_rate=5e-3, warmup=0),
@@ -208,16 +209,26 @@ def test_a_step_follows_the_gradient_of_the_whole_loss(eyes, state, batch, step)
 
 
 def test_the_discriminator_waits(eyes, state, batch, step) -> None:
-    after, metrics = step(at(state, 9), eyes, batch)
+    after, metrics = step(at(state, 5), eyes, batch)
     assert same(state.params["discriminator"], after.params["discriminator"])
     assert same(state.opt_state["discriminator"], after.opt_state["discriminator"])
     for name in ("adversarial", "discriminator", "adaptive_weight", "discriminator_gradient"):
         assert metrics[name] == 0
     expected = metrics["l1"] + metrics["perceptual"] + CONFIG.kl * metrics["kl"]
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
-    after, metrics = step(at(state, 10), eyes, batch)
-    assert not same(state.params["discriminator"], after.params["discriminator"])
+
+
+def test_the_discriminator_learns_before_it_is_heard(eyes, state, batch, step) -> None:
+    unheard, metrics = step(at(state, 6), eyes, batch)
+    assert not same(state.params["discriminator"], unheard.params["discriminator"])
     assert metrics["discriminator"] > 0
+    without = metrics["l1"] + metrics["perceptual"] + CONFIG.kl * metrics["kl"]
+    np.testing.assert_allclose(metrics["loss"], without, rtol=1e-6)
+    _, metrics = step(at(state, 10), eyes, batch)
+    verdict = CONFIG.adversarial * metrics["adaptive_weight"] * metrics["adversarial"]
+    without = metrics["l1"] + metrics["perceptual"] + CONFIG.kl * metrics["kl"]
+    np.testing.assert_allclose(metrics["loss"], without + verdict, rtol=1e-5)
+    assert verdict != 0
 
 
 def test_one_batch_is_learnt_by_heart(trained) -> None:
@@ -296,6 +307,7 @@ def test_weights_code_alike_after_a_stay_on_disk(trained, batch, tmp_path: Path)
         ({"taps": (16,)}, "--taps"),
         ({"features": "vgg"}, "--features 'vgg' is unknown; known: efficientnet-lite0"),
         ({"adversarial_from": 1.0}, "--adversarial-from is 1.0"),
+        ({"head_start": -0.1}, "--head-start is -0.1"),
         ({"autoencoder": AutoencoderConfig(channels=1)}, "--autoencoder.channels is 1"),
         ({"discriminator": PatchDiscriminatorConfig(layers=3)}, "--data.size 16 is below 24"),
     ],
