@@ -57,7 +57,7 @@ class Vae(Experiment):
     """Share of `train.steps` after which the discriminator joins in: a run that is taken up with
     more of them may leave it out again for a while."""
     head_start: float = 0.1
-    """Share of `train.steps` for which it learns before that, unheard. The adaptive weight makes its
+    """Share of `train.steps` for which it learns before that, unheard. The adaptive weight has its
     verdict pull as hard as the reconstruction's error whatever it knows: of one that knows nothing
     that is noise, which undoes what the autoencoder has learnt."""
     discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
