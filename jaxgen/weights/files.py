@@ -16,6 +16,7 @@ from jaxgen import storage
 from jaxgen.errors import UserError, trouble
 
 ROWS, VALUES = "#rows", "#values"
+_POINTER = b"version https://git-lfs"
 
 
 def save(
@@ -82,6 +83,18 @@ def opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         if trouble(error):
             raise
+        if _is_pointer(path):
+            raise UserError(
+                f"{path} is a pointer of Git LFS and not the weights; `git lfs pull` in that "
+                "folder fetches them"
+            ) from None
         raise UserError(
             f"weights {path} cannot be read ({error}); copy or train them again"
         ) from None
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether it is what a clone without Git LFS leaves in the place of a large file."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(len(_POINTER)) == _POINTER
+    return False
