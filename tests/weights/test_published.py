@@ -1,7 +1,7 @@
-"""The config files of Stable Diffusion, value for value as they were published, open as they should.
+"""The config files of Stable Diffusion, value for value as published, open as they should.
 
 Those of 1.5 (runwayml), 2.1 base and 2.1 (stabilityai) and XL base 1.0; what says nothing of a
-network (dropout, initialisation) too, as loaders stumble over it. A field that one file lacks may be
+network (dropout, initialisation) too, as loaders stumble over it. A field that one lacks may be
 here with its default. Of the Turbos no copy was at hand: they differ as their documentation says.
 """
 
