@@ -130,7 +130,7 @@ def preempted() -> bool:
     the news comes, and says yes to the next one alone: so it is given one that never falls back,
     as the step does where a run is taken up or a stage follows another.
     """
-    if not jax.config.jax_enable_preemption_service:
+    if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
         return False
     return multihost_utils.reached_preemption_sync_point(next(_ASKED))
 
