@@ -87,9 +87,10 @@ class Train:
     """Images per step, over all devices and hosts."""
     accumulate: int = 1
     """Steps whose gradients are averaged for one update of the weights, where memory holds no
-    larger batch. Steps, logs and the moving average still count batches."""
+    larger batch. Steps and logs still count batches, the moving average counts updates."""
     ema: float = 0.998
-    """Decay of the moving average of the weights, warmed up as (1 + step) / (10 + step)."""
+    """Decay of the moving average of the weights at an update of them, warmed up over the first n
+    as (1 + n) / (10 + n)."""
     log_every: int = 20
     """Steps between two lines of the metrics log."""
     sample_every: int = 500

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxgen.config import Optimizer, Train
+from jaxgen.state import moving_average
 
 
 def build(config: Optimizer, train: Train, begins: int = 0) -> optax.GradientTransformation:
@@ -42,3 +45,16 @@ def apply(
     """New parameters, new optimiser state, and the global norm of the gradient."""
     updates, opt_state = transformation.update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, optax.tree.norm(gradient)
+
+
+def averaged(train: Train, ema: Any, params: Any, step: Int[Array, ""]) -> Any:
+    """The moving average of weights that are `params` after a step; `step` are done before it.
+
+    It moves with them: where gradients are gathered, at every `train.accumulate`th step, and its
+    warm-up counts updates.
+    """
+    if train.accumulate == 1:
+        return moving_average(ema, params, train.ema, step)
+    moved = moving_average(ema, params, train.ema, step // train.accumulate)
+    updated = (step + 1) % train.accumulate == 0
+    return jax.tree.map(lambda new, old: jnp.where(updated, new, old), moved, ema)

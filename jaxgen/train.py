@@ -278,7 +278,7 @@ def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> To
     """That of the network which the run builds on, with the data's words added where it may learn.
 
     Without such a network one that knows the data's words. UserError where words cannot be added
-    and a good half of the captions has none that is known.
+    and a good half of the captions has none that the network has met.
     """
     captions = _captions(source)
     if config.words_added_to:
@@ -288,10 +288,18 @@ def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> To
         met = methods.of(found.config).seen_words(found.weights)
         strange = [text for text in captions if not words.has_met(found.tokenizer, text, met)]
         if 2 * len(strange) > len(captions):
+            none = (
+                f"it has met none of {strange[0]!r}, nor of {len(strange)} of the {len(captions)} "
+                f"captions of {config.data.name}"
+            )
+            if config.roles()[role] == stages.TRAIN:  # on these very captions
+                raise UserError(
+                    f"the {role} {found.folder} was trained too little, {found.step} step(s): "
+                    f"{none}; give more --{role}-train-steps"
+                )
             raise UserError(
-                f"the {role} {found.folder} was trained with other words: it has met none of "
-                f"{strange[0]!r}, nor of {len(strange)} of the {len(captions)} captions of "
-                f"{config.data.name}; train one on these, for instance --{role}=train"
+                f"the {role} {found.folder} was trained with other words: {none}; train one on "
+                f"these, for instance --{role}=train"
             )
         unknown = {w for text in captions for w in words.unknown_words(found.tokenizer, text)}
         if unknown:

@@ -43,3 +43,27 @@ def test_gathered_gradients_count_as_their_mean() -> None:
     for before, after in ((0, 1), (2, 3), (3, 4)):
         np.testing.assert_array_equal(several[before], several[after])
     assert np.abs(several[5] - several[4]).max() > 0
+
+
+def average(train: Train, weights) -> list[np.ndarray]:
+    """The moving average after each step, of weights as they are after it."""
+    ema, found = jnp.zeros(3), []
+    step = jax.jit(lambda ema, weights, n: optimizer.averaged(train, ema, weights, n))
+    for n, each in enumerate(weights):
+        ema = step(ema, each, n)
+        found.append(np.asarray(ema))
+    return found
+
+
+@pytest.mark.parametrize("ema", [0.3, 0.998], ids=["warmed up", "warming up"])
+def test_the_moving_average_is_over_updates(ema: float) -> None:
+    """Whatever the steps whose gradients each of them gathers."""
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    at_once = average(Train(steps=4, ema=ema), weights)
+    before = jnp.concatenate([jnp.zeros((1, 3)), weights[:-1]])
+    steps = jnp.stack([before, before, weights], 1).reshape(12, 3)
+    several = average(Train(steps=12, ema=ema, accumulate=3), steps)
+    np.testing.assert_array_equal(several[2::3], at_once)
+    np.testing.assert_array_equal(several[:2], np.zeros((2, 3)))
+    for gathered in (several[3::3], several[4::3]):
+        np.testing.assert_array_equal(gathered, at_once[:-1])

@@ -52,7 +52,7 @@ from jaxgen.models import judge as judges
 from jaxgen.models.augment import POLICIES, diffaug
 from jaxgen.models.eyes import Eyes
 from jaxgen.models.judge import Judge, JudgeConfig
-from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.state import Batch, Metrics, State, stream
 from jaxgen.text.encoder import TextFeatures
 
 Images = Float[Array, "b h w c"]
@@ -278,7 +278,7 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
         optimizers["student"], gradient, state.opt_state["student"], state.params["student"]
     )
 
-    ema = moving_average(state.ema, {"student": student_params}, config.train.ema, state.step)
+    ema = optimizer.averaged(config.train, state.ema, {"student": student_params}, state.step)
     return State(
         step=state.step + 1,
         params={"student": student_params, "judge": judge},

@@ -20,7 +20,7 @@ from jaxgen.models.efficientnet import EfficientNetLite0
 from jaxgen.models.resnet import Features, ResNet, ResNetConfig
 from jaxgen.models.vit import VitClassifier, VitConfig
 from jaxgen.pixels import mirrored, to_unit
-from jaxgen.state import Batch, Metrics, State, moving_average, own, stream
+from jaxgen.state import Batch, Metrics, State, own, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def train_step(
     return State(
         step=state.step + 1,
         params=new,
-        ema=moving_average(state.ema, new, config.train.ema, state.step),
+        ema=optimizer.averaged(config.train, state.ema, new, state.step),
         opt_state={"classifier": opt_state},
     ), {"loss": loss, "accuracy": right, "gradient_norm": norm}
 

@@ -12,7 +12,7 @@ from jaxgen import optimizer
 from jaxgen.diffusion import denoiser
 from jaxgen.errors import UserError
 from jaxgen.methods.text_to_image import TextToImage
-from jaxgen.state import EMPTY, Batch, Metrics, State, moving_average
+from jaxgen.state import EMPTY, Batch, Metrics, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,6 @@ def stepped(
     return State(
         step=state.step + 1,
         params=new,
-        ema=moving_average(state.ema, new, config.train.ema, state.step),
+        ema=optimizer.averaged(config.train, state.ema, new, state.step),
         opt_state={"generator": opt_state},
     ), {"loss": value, "gradient_norm": norm}

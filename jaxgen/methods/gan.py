@@ -22,7 +22,7 @@ from jaxgen.methods.text_to_image import seen_words
 from jaxgen.models.augment import POLICIES, diffaug
 from jaxgen.models.gan import Discriminator, GanConfig, Generator
 from jaxgen.pixels import mirrored, to_uint8, to_unit
-from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.state import Batch, Metrics, State, stream
 from jaxgen.text.encoder import TextConfig, TextEncoder
 
 Images = Float[Array, "b h w 3"]
@@ -162,7 +162,7 @@ def train_step(config: Gan, state: State, frozen: Any, batch: Batch) -> tuple[St
     return State(
         step=state.step + 1,
         params={"generator": generator, "discriminator": discriminator},
-        ema=moving_average(state.ema, {"generator": generator}, config.train.ema, state.step),
+        ema=optimizer.averaged(config.train, state.ema, {"generator": generator}, state.step),
         opt_state={"generator": generator_opt, "discriminator": discriminator_opt},
     ), {
         "loss": missed + lost,

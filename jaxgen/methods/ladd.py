@@ -53,7 +53,7 @@ from jaxgen.models import eyes
 from jaxgen.models import judge as judges
 from jaxgen.models.judge import Head
 from jaxgen.models.unet import timestep_embedding
-from jaxgen.state import Batch, Metrics, State, moving_average, stream
+from jaxgen.state import Batch, Metrics, State, stream
 from jaxgen.text.encoder import TextFeatures
 
 Images = Float[Array, "b h w c"]
@@ -245,7 +245,7 @@ def train_step(config: Ladd, state: State, frozen: Any, batch: Batch) -> tuple[S
         optimizers["student"], gradient, state.opt_state["student"], state.params["student"]
     )
 
-    ema = moving_average(state.ema, {"student": student_params}, config.train.ema, state.step)
+    ema = optimizer.averaged(config.train, state.ema, {"student": student_params}, state.step)
     return State(
         step=state.step + 1,
         params={"student": student_params, "judge": judge},

@@ -209,8 +209,8 @@ def train_step(config: Vae, state: State, frozen: Any, batch: Batch) -> tuple[St
         step=state.step + 1,
         params=new,
         ema={
-            "autoencoder": moving_average(
-                state.ema["autoencoder"], new["autoencoder"], config.train.ema, state.step
+            "autoencoder": optimizer.averaged(
+                config.train, state.ema["autoencoder"], new["autoencoder"], state.step
             ),
             # Over the last hundred batches, however slowly the weights are averaged.
             "latents": moving_average(state.ema["latents"], moments, 0.99, state.step),

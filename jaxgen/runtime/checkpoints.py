@@ -48,15 +48,10 @@ class Checkpoints:
         for step in self._damaged:
             self._set_aside(step)
         policies = preservation_policy
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             folder if storage.is_remote(folder) else folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                save_decision_policy=save_decision_policy.AnySavePolicy(
-                    [
-                        save_decision_policy.FixedIntervalPolicy(every),
-                        save_decision_policy.PreemptionCheckpointingPolicy(),
-                    ]
-                ),
+                save_decision_policy=save_decision_policy.FixedIntervalPolicy(every),
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(2),
@@ -78,10 +73,6 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after `step` steps."""
         return self._manager.should_save(step)
-
-    def preempted(self, step: int) -> bool:
-        """Whether the hosts have been told that they go, and `step` is the last one of all."""
-        return self._manager.reached_preemption(step)
 
     def save(self, step: int, state: State, data: dict[str, Any], loss: float, force: bool = False):
         """Saves in the background what stands after `step` steps; `data` is the iterator's state.
@@ -195,6 +186,17 @@ class Checkpoints:
             if trouble(error):
                 raise unusable(error, line) from error
             raise UserError(f"{line}; free space there and run again") from error
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves it to `hosts.preempted` to ask JAX, whose count Orbax would set to the step's number.
+
+    It would do so at every save, and from the thread that ends one.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
 
 
 def _goodness(metrics: Any) -> float:

@@ -8,6 +8,7 @@ aborts the others after `hosts.heartbeat` seconds at most.
 import atexit
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -69,6 +70,9 @@ def join(config: Hosts) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise arrivals.unreached(config, str(error).strip().splitlines()[0][:160]) from None
+    if jax.process_count() == 1:
+        # JAX has taken SIGTERM for itself, of which a process alone hears before its first step.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
 
@@ -117,6 +121,21 @@ def gathered(value: Any) -> list[Any]:
     padded[: len(raw)] = raw
     rows = np.asarray(multihost_utils.process_allgather(padded))
     return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+
+
+def preempted() -> bool:
+    """Whether a host has been told that it goes, and all are to stop after the step just done.
+
+    Every process asks after every step. JAX takes the highest number by which any has asked when
+    the news comes, and says yes to the next one alone: so it is given one that never falls back,
+    as the step does where a run is taken up or a stage follows another.
+    """
+    if not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
+        return False
+    return multihost_utils.reached_preemption_sync_point(next(_ASKED))
+
+
+_ASKED = itertools.count(1)  # how often `preempted` was, in all runs and stages of the process
 
 
 def whole(tree: Any) -> Any:
@@ -185,7 +204,7 @@ def told_to_go() -> Iterator[None]:
 
     Such as the training loop's, which saves. A thread sees to it, since the main one may be in the
     compiler for minutes, which no handler interrupts. Several processes that have joined are told
-    by JAX instead, and stop together when the loop has done its next step.
+    by JAX instead, and stop together when the loop has done its next step (`preempted`).
     """
     read, write = os.pipe()
     os.set_blocking(write, False)

@@ -95,7 +95,7 @@ def fit(
                 how = "compiled before, loaded" if cached() else "compiled"
                 bar.say(f"{title}: {how} in {duration(time.monotonic() - clock)}")
                 clock, clocked = time.monotonic(), done
-            preempted = checkpoints.preempted(done)
+            preempted = hosts.preempted()
             if preempted and not stop.code:
                 _limit(checkpoints.folder, EXIT_AGAIN)
             stopped = preempted or (stop.code if jax.process_count() == 1 else 0)

@@ -1,12 +1,18 @@
 """What a method must have is written down; each has it, and nothing else is asked of one."""
 
+import dataclasses
+import functools
 import re
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
 import jaxgen
-from jaxgen import methods
+from benchmarks import meshes
+from jaxgen import methods, optimizer
+from jaxgen.config import Train
 
 HEADS = ("Required", "sample", "reconstruct", "predict", "Optional")
 METHOD = r"(?:\b_?method|methods\.of\([\w.\[\]]+\))"
@@ -39,3 +45,23 @@ def test_no_door_asks_a_method_for_what_is_not_written_down(contract) -> None:
     asked = {name for pair in ASKED.findall(text) for name in pair if name}
     assert {"train_step", "sample", "once", "predict"} & asked, "or nothing was found"
     assert asked <= set().union(*contract.values())
+
+
+@pytest.mark.parametrize("name", methods.CONFIGS)
+def test_the_moving_average_is_over_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `optimizer.averaged`, which knows at which steps there is one; nothing is compiled."""
+    config = meshes.CONFIGS[name]
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
+    method, asked = methods.of(config), []
+
+    def averaged(train: Train, ema: Any, params: Any, step: Any) -> Any:
+        assert jax.tree.structure(ema) == jax.tree.structure(params)
+        asked.append(train)
+        return ema
+
+    monkeypatch.setattr(optimizer, "averaged", averaged)
+    frozen = jax.eval_shape(functools.partial(method.frozen_shapes, config))
+    state = jax.eval_shape(functools.partial(method.init, config), frozen, jax.random.key(0))
+    step = functools.partial(method.train_step, config)
+    jax.eval_shape(step, state, frozen, meshes._batch())
+    assert asked == [config.train]

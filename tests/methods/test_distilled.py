@@ -97,5 +97,8 @@ def test_a_teacher_of_other_words_is_refused_and_base_weights_learn_them(
     assert asked(add_config, "teacher", "red fish", "a square") is known
     with pytest.raises(UserError, match=r"runs/t was trained with other words: .*'blue fish'"):
         asked(add_config, "teacher", "blue fish", "green bird", "red square")
+    trained_first = dataclasses.replace(add_config, teacher="train")
+    with pytest.raises(UserError, match=r"too little, 1 step\(s\): .* more --teacher-train-steps$"):
+        asked(trained_first, "teacher", "blue fish", "green bird", "red square")
     grown = asked(diffusion_config, "init_from", "blue fish")
     assert grown.token_to_id("fish") >= known.get_vocab_size()

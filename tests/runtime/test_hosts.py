@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
+from runtime import test_loop
 
 from jaxgen.errors import UserError
 from jaxgen.runtime import hosts, run
@@ -55,6 +56,30 @@ def opened(*_):
     ctypes.CDLL(None).system(b"cat")  # no handler of Python's runs until it ends
 train.opened = opened
 train.main()
+"""
+
+TOLD = """
+import os, signal, sys, time
+from pathlib import Path
+from jaxgen.config import Hosts
+from jaxgen.runtime import hosts, loop, metrics
+from runtime import test_loop
+
+index, port, before = map(int, sys.argv[1:])
+pause = lambda *_: time.sleep(0.05)  # so that a late SIGTERM still finds steps to be done
+with hosts.told_to_go():
+    hosts.join(Hosts(coordinator=f"localhost:{port}", count=2, index=index))
+    if index:
+        test_loop.logs.MetricsLog = metrics.NoLog
+    if before:
+        test_loop.fit(Path("first"), before)
+    if index:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(4)  # in which JAX tells all, as it does while a step compiles
+    try:
+        test_loop.fit(Path("second"), 200, every=1000, sample=pause)
+    except loop.Interrupted as stop:
+        hosts.leave(stop.code, str(stop))
 """
 
 
@@ -175,6 +200,29 @@ def test_two_are_stopped_killed_and_go_on_as_one(folder: Path, alone) -> None:
     assert one.end() == 0, one.said[-3000:]
     assert "going on from the checkpoint" in one.said
     assert_same(rows(folder, "both"), alone)
+
+
+@pytest.mark.parametrize("before", [0, 220], ids=["taken up", "after a longer stage"])
+def test_two_told_before_the_first_step_of_a_run_stop_after_the_same(
+    before: int, tmp_path: Path
+) -> None:
+    """Whatever steps the run begins from, or a stage before it has come to."""
+    if not before:
+        test_loop.fit(tmp_path / "second", 5)
+    port, logs, both = free_port(), [tmp_path / f"{index}.log" for index in range(2)], []
+    for index, log in enumerate(logs):
+        with log.open("w") as out:
+            program = [sys.executable, "-c", TOLD, str(index), str(port), str(before)]
+            both.append(subprocess.Popen(program, cwd=tmp_path, stdout=out, stderr=out))
+    try:
+        codes = [process.wait(HANGS) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    said = [log.read_text() for log in logs]
+    assert codes == [75, 75], "\n".join(each[-2000:] for each in said)
+    (stopped,) = {each.split("interrupted after step ")[1].split(";")[0] for each in said}
+    assert (tmp_path / "second/checkpoints" / stopped).is_dir()
 
 
 def test_the_coordinator_killed_ends_the_other(folder: Path) -> None:
