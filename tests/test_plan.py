@@ -235,6 +235,53 @@ def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> 
         assert row["batch"] == config.train.batch
 
 
+def test_a_plan_fits_where_the_step_does_and_the_sampler_beside_the_rest() -> None:
+    """Of a chip of 10 bytes."""
+
+    def row(step: int, **sampler: Any) -> dict[str, Any]:
+        found = {"assumed": {"usable": 10}, "train_step": {"memory": {"total": step}}}
+        return found | sampler
+
+    def sampler(total: int, beside: int) -> dict[str, Any]:
+        return {"memory": {"total": total}, "beside": beside}
+
+    assert plans.fits(row(10))
+    assert not plans.fits(row(11))
+    assert plans.fits(row(10, sampler=None))
+    assert plans.fits(row(10, sampler=sampler(6, 4)))
+    assert not plans.fits(row(10, sampler=sampler(6, 5)))
+    assert not plans.fits(row(10, sampler={"memory": None, "beside": 0}))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({}, "not compiled"),
+        ({"sampler": None}, "nothing is drawn"),
+        ({"sampler": {"memory": None, "refusal": "Used 17G"}}, "does not fit: Used 17G"),
+        (
+            {"sampler": {"memory": {"total": 2**30}, "beside": 2**29, "quick": True}},
+            "1.50 GiB, quick",
+        ),
+    ],
+)
+def test_the_table_says_what_drawing_takes(made: dict[str, Any], words: str) -> None:
+    row = {name: value for name, value in plans.read()[0].items() if name != "sampler"}
+    head, cells = plans._HEAD, plans._cells(row | made)
+    assert cells[head.index("in drawing")] == words
+    assert len(cells) == len(head)
+
+
+def test_samplers_alone_are_compiled_beside_steps_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    (name, topology), *_ = plans.claims()
+    row = {"config": name, "topology": topology, "fingerprint": "of another config"}
+    monkeypatch.setattr(plans, "read", lambda: [row])
+    line = refused(plans.main, "--only", name, "--sampler")
+    assert f"no train step of {name} as it is now was planned for {topology}" in line
+
+
 def test_a_claim_may_be_broken_over_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.py").write_text(
         '"""Plan: python -m jaxgen.plan --config=a\n      --topology=v5e:4x4 says so."""'

@@ -214,6 +214,14 @@ def images_at_once(size: int) -> int:
     return min(64, max(1, 2**21 // size**2))
 
 
+def shown_at_once(mesh: jax.sharding.Mesh, count: int, batch: int) -> int:
+    """How many of a sample grid's images are drawn together: as many on each device.
+
+    And no more than the train batch, which fits the memory.
+    """
+    return min(batch, -(-count // mesh.size) * mesh.size)
+
+
 def put_padded(mesh: jax.sharding.Mesh, block: np.ndarray, batch: int) -> jax.Array:
     """At most `batch` rows, the last repeated until they are so many, over this host's devices."""
     full = np.concatenate([block, np.repeat(block[-1:], batch - len(block), axis=0)])
