@@ -7,7 +7,8 @@
 
 A config claims a slice by naming the plan's command line in its docstring. The train step is
 compiled, and of the samplers that draw the run's grids the costliest, as by `jaxgen.plan`. Results
-are results/tpu-plans.json and, as a table, results/tpu-plans.md. Exit code 1 where a claim is false.
+are results/tpu-plans.json and, as a table, results/tpu-plans.md. Exit code 1 where a claim is
+false.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ class Options:
     """Compile the samplers alone; what was found of the train steps stays."""
 
     def check(self) -> None:
-        """Raises UserError for a config that claims nothing, or whose train step was not planned."""
+        """Raises UserError for a config that claims nothing, or whose step was not planned."""
         if unknown := set(self.only) - {name for name, _ in claims()}:
             raise UserError(f"--only {min(unknown)}: its docstring names no plan")
         there = {key(row): row["fingerprint"] for row in read()} if self.sampler else {}
@@ -154,10 +155,10 @@ def write(rows: list[dict[str, Any]]) -> None:
     RESULTS.with_suffix(".md").write_text(
         f"What `{PROGRAM}` found: no TPU was there. Memory and bytes are those of programs made by "
         "the TPU compiler; times are lower bounds from the chips' published peaks, with all "
-        "collectives hidden behind other work, and with none. In drawing: the costliest sampler of the "
-        "run's grids, with the rest of the run's state beside it. Those marked quick are of programs "
-        "that the compiler spent little on, with more memory and traffic than the trainer's will "
-        f"have.\n\n{table}\n",
+        "collectives hidden behind other work, and with none. In drawing: the costliest sampler of "
+        "the run's grids, with the rest of the run's state beside it. Those marked quick are of "
+        "programs that the compiler spent little on, with more memory and traffic than the "
+        f"trainer's will have.\n\n{table}\n",
         "utf-8",
     )
 

@@ -1,10 +1,10 @@
 """Weak scaling on paper: the train step compiled for 4 to 256 chips, and how much of it is links.
 
-    python -m benchmarks.scaling                              (hours on two cores; it goes on)
+    python -m benchmarks.scaling                    (hours on two cores; it goes on)
+    python -m benchmarks.scaling --quick            (hastier programs, a tenth of the time)
     python -m benchmarks.scaling --config add_sd21 --kind v5e --chips 4 16
-    python -m benchmarks.scaling --quick                      (hastier programs, a tenth of the time)
     python -m benchmarks.scaling --config add_sd21 --chips 16 --fsdp 4   (another mesh)
-    python -m benchmarks.scaling --plot true                  (draws the plot again)
+    python -m benchmarks.scaling --plot true        (draws the plot again)
 
 Every chip has as many images as on the others. Efficiency is the time that one chip's work takes
 without any exchange, by the roofline of `jaxgen.runtime.costs` on the fewest chips, over the time

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from benchmarks import meshes as compared
 from benchmarks.meshes import Deviation, deviations
@@ -161,6 +162,29 @@ def test_where_real_and_generated_cancel_a_mesh_may_differ_more(by: float, told:
     for found in (Deviation(0.0, 0.0, by, where), Deviation(0.0, by, 0.0, f"gradient of {where}")):
         assert len(compared.exceeding("ladd", Mesh(data=8), found)) == told
         assert len(compared.exceeding("add", Mesh(data=8), found)) == 1
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "told"),
+    [
+        (Mesh(data=1, fsdp=8), 16, 4),
+        (Mesh(data=2, fsdp=4), 16, 4),
+        (Mesh(), 16, 0),
+        (Mesh(data=1, fsdp=8), 12, 0),  # a batch of another size is left alone
+    ],
+)
+def test_where_parameters_are_split_images_stay_where_they_are(
+    mesh: Mesh, batch: int, told: int
+) -> None:
+    """What goes in and comes out of both modules is split over the batch."""
+    network = nn.Sequential([nn.Conv(8, (3, 3)), lambda x: x * 2])
+    image = jax.ShapeDtypeStruct((batch, 4, 4, 3), np.float32)
+    weights = jax.eval_shape(network.init, jax.random.key(0), image)
+    place = meshes.make(mesh, 16)
+    traced = jax.jit(meshes.known(place, network.apply)).trace(weights, image)
+    text = str(traced.jaxpr)
+    assert text.count("sharding_constraint[") == told
+    assert text.count("('data', 'fsdp')") >= told
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient", "parameter"])
