@@ -23,7 +23,7 @@ import jax
 from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen import methods, plan
-from jaxgen.config import Experiment
+from jaxgen.config import Drawing, Experiment, Optimizer
 from jaxgen.data.source import digest
 from jaxgen.errors import UserError, reported
 from jaxgen.plan import Compiled
@@ -34,6 +34,7 @@ PROGRAM = "python -m benchmarks.plans"
 CONFIGS = Path(__file__).parent.parent / "configs"
 RESULTS = Path(__file__).parent / "results" / "tpu-plans.json"
 _CLAIM = re.compile(r"python -m jaxgen\.plan\s+--config=(\w+)\s+--topology=([\w:]+)")
+_TRAIN = ("steps", "ema", "log_every", "sample_every", "checkpoint_every")
 _HEAD = ("config", "slice", "mesh", "batch", "HBM a chip", "in drawing", "", "TFLOPs a chip",
          "HBM GB", "links GB", "step ms", "bound by", "images/s")  # fmt: skip
 
@@ -131,10 +132,30 @@ def _sampler(
 
 
 def fingerprint(config: Experiment) -> str:
-    """Changes with everything that a config says of its own."""
+    """Changes with everything of a config's own that memory and costs may depend on."""
+    config = _costing(config)
     said = configs.differences(type(config)(), config)
     own = sorted((field, repr(value)) for field, (_, value) in said.items())
     return digest(methods.name(config).encode(), repr(own).encode())
+
+
+def _costing(config: Experiment) -> Experiment:
+    """The config without what is but a number in its programs, or in none of them."""
+    usual = type(config)()
+    train = {name: getattr(usual.train, name) for name in _TRAIN}
+    same: dict[str, Any] = {"seed": usual.seed, "workdir": usual.workdir}
+    same |= {"train": dataclasses.replace(config.train, **train)}
+    same |= {"shown": (f"{len(config.shown) or configs.SHOWN} captions",)}
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), getattr(usual, field.name)
+        if isinstance(value, Optimizer):
+            fixed = {name: getattr(default, name) for name in ("learning_rate", "warmup")}
+            same[field.name] = dataclasses.replace(value, **fixed)
+        elif isinstance(value, Drawing):  # for the sake of which a batch has another picture
+            same[field.name] = Drawing(count=bool(value.count))
+        elif field.name == "guidance":  # which doubles the batch
+            same[field.name] = float(value != 1)
+    return dataclasses.replace(config, **same)
 
 
 def read() -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from benchmarks import plans
 from jaxgen import config as configs
 from jaxgen import methods, plan, stages
 from jaxgen.config import Mesh
+from jaxgen.methods.add import Add
 from jaxgen.plan import Compiled
 from jaxgen.runtime import topologies
 from jaxgen.runtime.costs import Costs, Exchange, Memory
@@ -319,3 +320,25 @@ def _shallow(config: Any, depth: int = 1, **fields: int) -> Any:
     """A transformer of few blocks: of eight, compiling takes three times as long."""
     dit = dataclasses.replace(config.model.dit, depth=depth, **fields)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dit=dit))
+
+
+def test_a_fingerprint_is_of_what_memory_and_costs_depend_on() -> None:
+    config = configs.load("add_64")
+    assert isinstance(config, Add)
+    first = plans.fingerprint(config)
+
+    def with_(**fields: Any) -> str:
+        return plans.fingerprint(dataclasses.replace(config, **fields))
+
+    fast = dataclasses.replace(config.optimizer, learning_rate=1.0, warmup=7)
+    seldom = dataclasses.replace(config.train, sample_every=7, steps=7)
+    assert with_(optimizer=fast, train=seldom, guidance=7.0, shown=("a",) * 12, seed=7) == first
+    assert with_(drawn=dataclasses.replace(config.drawn, steps=7)) == first
+    others = [
+        with_(guidance=1.0),
+        with_(shown=("a",)),
+        with_(drawn=dataclasses.replace(config.drawn, count=0)),
+        with_(train=dataclasses.replace(config.train, batch=8)),
+        with_(judge=dataclasses.replace(config.judge, dtype="float32")),
+    ]
+    assert len({first, *others}) == 6
