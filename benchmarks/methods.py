@@ -8,8 +8,9 @@ with; the grader sees all at its own size.
 Trains each method's config as `methods/NAME` (a run that is finished is reused), evaluates it,
 and writes one table and one grid of pictures: the same captions down, the methods across. Students
 start from the diffusion run of the same comparison and see a quarter as many images again.
-With --only, what was measured of the others by the same options stays, each row with its commit;
-each method's column of the grid lies in results/HARDWARE/methods/, from which it is put together.
+With --only, what was measured of the others by the same options stays, each row with its commit,
+and with a mark where the measures were older; each method's column of the grid lies in
+results/HARDWARE/methods/, from which it is put together.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from jaxgen import evaluate, methods, quality, stages
 from jaxgen.data.source import Source
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError, reported
+from jaxgen.metrics import measures
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime import pictures
 from jaxgen.stages import Loaded
@@ -165,6 +167,10 @@ LEGEND = (
     "image than a third of the distance to the next. Seconds were taken in evaluating, beside "
     "whatever else ran."
 )
+OLDER = (
+    "† By older measures, without {names}: not to be compared with the other rows by what goes by "
+    "the same name (R@k then knew one image of a caption alone)."
+)
 COLUMNS = {title: what for title, what in evaluate.COLUMNS.items() if what[0] != "cmmd"}
 
 
@@ -177,6 +183,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"graded by {report['grader']}, at most {report['samples']} samples, seed "
         f"{report['seed']}.\n\n{LEGEND}\n"
     ]
+    if missing := [name for name in measures.NAMES if any(name in unknown(row) for row in rows)]:
+        parts.append(OLDER.format(names=", ".join(missing)) + "\n")
     for captions in (quality.TRAINING, quality.HELD_OUT):
         titles = ["method", "commit", "sampler", "px", "trained, M", "images", "s/image"]
         lines = [[*titles, *COLUMNS]]
@@ -185,7 +193,7 @@ def markdown(report: dict[str, Any]) -> str:
             trained = sum(row["parameters"].values()) / 1e6
             line = [
                 row["method"],
-                row["commit"],
+                row["commit"] + (" †" if unknown(row) else ""),
                 row["sampler"],
                 str(row["size"]),
                 f"{trained:.1f}",
@@ -201,6 +209,11 @@ def markdown(report: dict[str, Any]) -> str:
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"{captions.capitalize()} captions\n\n{table}\n")
     return "\n".join(parts)
+
+
+def unknown(row: dict[str, Any]) -> set[str]:
+    """Today's measures that a row was written without."""
+    return set(measures.NAMES) - set(row[quality.TRAINING])
 
 
 ESTIMATE = ("value", "low", "high")

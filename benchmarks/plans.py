@@ -3,10 +3,12 @@
     python -m benchmarks.plans                      (all; minutes each)
     python -m benchmarks.plans --only add_64 dit_64
     python -m benchmarks.plans --quick      (by hastier programs, a tenth of the time)
+    python -m benchmarks.plans --sampler    (the samplers alone, beside the steps that stand there)
 
-A config claims a slice by naming the plan's command line in its docstring. Only the train step is
-compiled, which needs the most memory. Results are
-results/tpu-plans.json and, as a table, results/tpu-plans.md. Exit code 1 where a claim is false.
+A config claims a slice by naming the plan's command line in its docstring. The train step is
+compiled, and of the samplers that draw the run's grids the costliest, as by `jaxgen.plan`. Results
+are results/tpu-plans.json and, as a table, results/tpu-plans.md. Exit code 1 where a claim is
+false.
 """
 
 import dataclasses
@@ -16,21 +18,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from benchmarks import machine, reports
 from jaxgen import config as configs
 from jaxgen import methods, plan
-from jaxgen.config import Experiment
+from jaxgen.config import Drawing, Experiment, Optimizer
 from jaxgen.data.source import digest
 from jaxgen.errors import UserError, reported
 from jaxgen.plan import Compiled
 from jaxgen.runtime import topologies
+from jaxgen.runtime.topologies import Slice
 
 PROGRAM = "python -m benchmarks.plans"
 CONFIGS = Path(__file__).parent.parent / "configs"
 RESULTS = Path(__file__).parent / "results" / "tpu-plans.json"
 _CLAIM = re.compile(r"python -m jaxgen\.plan\s+--config=(\w+)\s+--topology=([\w:]+)")
-_HEAD = ("config", "slice", "mesh", "batch", "HBM a chip", "", "TFLOPs a chip", "HBM GB",
-         "links GB", "step ms", "bound by", "images/s")  # fmt: skip
+_TRAIN = ("steps", "ema", "log_every", "sample_every", "checkpoint_every")
+_HEAD = ("config", "slice", "mesh", "batch", "HBM a chip", "in drawing", "", "TFLOPs a chip",
+         "HBM GB", "links GB", "step ms", "bound by", "images/s")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +45,21 @@ class Options:
     """Configs to plan again; the others' results stay. Empty: all that claim a slice."""
     quick: bool = False
     """Compile as `jaxgen.plan --quick`: more memory and traffic than the trainer will have."""
+    sampler: bool = False
+    """Compile the samplers alone; what was found of the train steps stays."""
 
     def check(self) -> None:
-        """Raises UserError for a config that claims nothing."""
+        """Raises UserError for a config that claims nothing, or whose step was not planned."""
         if unknown := set(self.only) - {name for name, _ in claims()}:
             raise UserError(f"--only {min(unknown)}: its docstring names no plan")
+        there = {key(row): row["fingerprint"] for row in read()} if self.sampler else {}
+        for name, topology in claims() if self.sampler else ():
+            asked = not self.only or name in self.only
+            if asked and there.get((name, topology)) != fingerprint(configs.load(name)):
+                raise UserError(
+                    f"--sampler: no train step of {name} as it is now was planned for {topology}; "
+                    "leave --sampler out"
+                )
 
 
 def main() -> None:
@@ -53,7 +69,8 @@ def main() -> None:
         rows = {key(row): row for row in read()}
         for name, topology in claims():
             if not options.only or name in options.only:
-                row = planned(name, topology, options.quick)
+                step = rows[name, topology] if options.sampler else None
+                row = planned(name, topology, options.quick, step)
                 rows[key(row)] = row
                 write([rows[claim] for claim in claims() if claim in rows])
                 print(line(row), flush=True)
@@ -67,30 +84,78 @@ def claims() -> list[tuple[str, str]]:
     return [claim for some in found for claim in some]
 
 
-def planned(name: str, topology: str, quick: bool = False) -> dict[str, Any]:
-    """What a config's train step costs on a slice, as JSON."""
+def planned(
+    name: str, topology: str, quick: bool = False, step: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a config's train step and sampler cost on a slice, as JSON; the step of a row, if given.
+
+    The sampler is None where nothing is drawn.
+    """
     config, place = configs.load(name), topologies.parse(topology)
     mesh = plan.mesh_of(config, topologies.devices(place))
-    step = plan.train_step(config, place, mesh, quick)
-    return {
-        "config": name,
-        "topology": topology,
-        "fingerprint": fingerprint(config),
-        "versions": machine.versions(),
-        "mesh": dict(mesh.shape),
-        "batch": config.train.batch,
-        "quick": quick,
-        "assumed": {k: v for k, v in dataclasses.asdict(place.chip).items() if k != "shapes"},
-        "fits": step.fits(place),
-        "train_step": as_json(step),
-    }
+    if step is None:
+        made = plan.train_step(config, place, mesh, quick)
+        step = {
+            "config": name,
+            "topology": topology,
+            "fingerprint": fingerprint(config),
+            "versions": machine.versions(),
+            "mesh": dict(mesh.shape),
+            "batch": config.train.batch,
+            "quick": quick,
+            "assumed": {k: v for k, v in dataclasses.asdict(place.chip).items() if k != "shapes"},
+            "train_step": as_json(made),
+        }
+    row = {**step, "sampler": _sampler(config, place, mesh, quick)}
+    return {**row, "fits": fits(row)}
+
+
+def fits(row: dict[str, Any]) -> bool:
+    """Whether a chip has room for the step, and for the last grid beside the run's state."""
+    found = [row["train_step"], *([row["sampler"]] if row.get("sampler") else [])]
+    return all(made["memory"] and needed(made) <= row["assumed"]["usable"] for made in found)
+
+
+def needed(made: dict[str, Any]) -> int:
+    """Bytes that a program takes of a chip, with what lies beside it."""
+    return made["memory"]["total"] + made.get("beside", 0)
+
+
+def _sampler(
+    config: Experiment, place: Slice, mesh: jax.sharding.Mesh, quick: bool
+) -> dict[str, Any] | None:
+    found = plan.sampler(config, place, mesh, quick)
+    if found is None:
+        return None
+    title, count, beside, made = found
+    return {"title": title, "images": count, "beside": beside, "quick": quick, **as_json(made)}
 
 
 def fingerprint(config: Experiment) -> str:
-    """Changes with everything that a config says of its own."""
+    """Changes with everything of a config's own that memory and costs may depend on."""
+    config = _costing(config)
     said = configs.differences(type(config)(), config)
     own = sorted((field, repr(value)) for field, (_, value) in said.items())
     return digest(methods.name(config).encode(), repr(own).encode())
+
+
+def _costing(config: Experiment) -> Experiment:
+    """The config without what is but a number in its programs, or in none of them."""
+    usual = type(config)()
+    train = {name: getattr(usual.train, name) for name in _TRAIN}
+    same: dict[str, Any] = {"seed": usual.seed, "workdir": usual.workdir}
+    same |= {"train": dataclasses.replace(config.train, **train)}
+    same |= {"shown": (f"{len(config.shown) or configs.SHOWN} captions",)}
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), getattr(usual, field.name)
+        if isinstance(value, Optimizer):
+            fixed = {name: getattr(default, name) for name in ("learning_rate", "warmup")}
+            same[field.name] = dataclasses.replace(value, **fixed)
+        elif isinstance(value, Drawing):  # for the sake of which a batch has another picture
+            same[field.name] = Drawing(count=bool(value.count))
+        elif field.name == "guidance":  # which doubles the batch
+            same[field.name] = float(value != 1)
+    return dataclasses.replace(config, **same)
 
 
 def read() -> list[dict[str, Any]]:
@@ -111,9 +176,10 @@ def write(rows: list[dict[str, Any]]) -> None:
     RESULTS.with_suffix(".md").write_text(
         f"What `{PROGRAM}` found: no TPU was there. Memory and bytes are those of programs made by "
         "the TPU compiler; times are lower bounds from the chips' published peaks, with all "
-        "collectives hidden behind other work, and with none. Those marked quick are of programs "
-        "that the compiler spent little on, with more memory and traffic than the trainer's will "
-        f"have.\n\n{table}\n",
+        "collectives hidden behind other work, and with none. In drawing: the costliest sampler of "
+        "the run's grids, with the rest of the run's state beside it. Those marked quick are of "
+        "programs that the compiler spent little on, with more memory and traffic than the "
+        f"trainer's will have.\n\n{table}\n",
         "utf-8",
     )
 
@@ -152,14 +218,16 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     step = row["train_step"]
     mesh = "{data} x {fsdp}".format(**row["mesh"])
     head = (row["config"], row["topology"], mesh, str(row["batch"]))
+    drawing = _of_drawing(row)
     if step["memory"] is None:
-        return (*head, "", f"does not fit: {step['refusal']}", *[""] * 6)
+        return (*head, "", drawing, f"does not fit: {step['refusal']}", *[""] * 6)
     costs, batch = step["costs"], row["batch"]
     least, most = costs["seconds"]
     sent = sum(exchange["bytes"] for exchange in costs["exchanges"])
     return (
         *head,
-        f"{step['memory']['total'] / 2**30:.2f} of {row['assumed']['usable'] / 2**30:.2f} GiB",
+        f"{needed(step) / 2**30:.2f} of {row['assumed']['usable'] / 2**30:.2f} GiB",
+        drawing,
         ("fits" if row["fits"] else "does not fit") + (", quick" if row["quick"] else ""),
         f"{costs['flops'] / 1e12:.3g}",
         f"{costs['hbm_bytes'] / 1e9:.3g}",
@@ -168,6 +236,17 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         costs["bound"],
         f"{batch / most:.0f} to {batch / least:.0f}",
     )
+
+
+def _of_drawing(row: dict[str, Any]) -> str:
+    if "sampler" not in row:  # planned before it was looked at
+        return "not compiled"
+    made = row["sampler"]
+    if made is None:
+        return "nothing is drawn"
+    if made["memory"] is None:
+        return f"does not fit: {made['refusal']}"
+    return f"{needed(made) / 2**30:.2f} GiB{', quick' if made['quick'] else ''}"
 
 
 if __name__ == "__main__":

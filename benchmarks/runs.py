@@ -22,7 +22,7 @@ from jaxgen import config as configs
 from jaxgen.config import Experiment
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import EXIT_AGAIN, UserError
-from jaxgen.metrics.measures import LEAST
+from jaxgen.metrics.measures import LEAST, NAMES
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import run
 
@@ -210,6 +210,9 @@ def _rows(report: dict[str, Any], samples: int) -> Iterator[tuple[Row, str]]:
     data = report["data"]
     for row in report["rows"]:
         split = data["train" if row["captions"] == quality.TRAINING else "test"]
+        names = {name.partition(" (")[0] for name in row["metrics"]}
+        if not names.issuperset(NAMES):  # by older measures
+            continue
         if all(f"; {min(samples, split)} samples)" in name for name in row["metrics"]):
             # A file may be older than a field, which then was what it is by default.
             yield row, _key(Sampler(**row["sampler"]) if row["sampler"] else None)

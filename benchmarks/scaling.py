@@ -1,15 +1,19 @@
 """Weak scaling on paper: the train step compiled for 4 to 256 chips, and how much of it is links.
 
-    python -m benchmarks.scaling                              (hours on two cores; it goes on)
+    python -m benchmarks.scaling                    (hours on two cores; it goes on)
+    python -m benchmarks.scaling --quick            (hastier programs, a tenth of the time)
     python -m benchmarks.scaling --config add_sd21 --kind v5e --chips 4 16
-    python -m benchmarks.scaling --plot true                  (draws the plot again)
+    python -m benchmarks.scaling --config add_sd21 --chips 16 --fsdp 4   (another mesh)
+    python -m benchmarks.scaling --plot true        (draws the plot again)
 
 Every chip has as many images as on the others. Efficiency is the time that one chip's work takes
 without any exchange, by the roofline of `jaxgen.runtime.costs` on the fewest chips, over the time
 with it: the upper number with all collectives hidden behind other work, the lower with none. What
 links cost by their published bandwidths and a microsecond a hop is in it; stragglers, input and
-compute below the peak, which would make links look cheaper, are not. Each program is written to
-results/tpu-scaling.json as soon as it is compiled, and not compiled again where it stands there.
+compute below the peak, which would make links look cheaper, are not. Programs are compared with
+those that were made alike, hastily or not, and the plot is of the usual meshes. Each program is
+written to results/tpu-scaling.json as soon as it is compiled, and not compiled again where it
+stands there.
 """
 
 import dataclasses
@@ -44,6 +48,10 @@ class Options:
     """Kinds of chips."""
     chips: tuple[int, ...] = tuple(SHAPES)
     """Numbers of chips."""
+    quick: bool = False
+    """Compile as `jaxgen.plan --quick`, where nothing better stands there."""
+    fsdp: int = 0
+    """Most chips over which parameters are split; 0: as is usual for the config."""
     plot: bool = False
     """Draw and print the results that are there, and compile nothing."""
 
@@ -56,6 +64,8 @@ class Options:
         ):
             if unknown := [one for one in given if one not in known]:
                 raise UserError(f"--{name} {unknown[0]}: give some of {', '.join(map(str, known))}")
+        if self.fsdp and any(chips % min(chips, self.fsdp) for chips in self.chips):
+            raise UserError(f"--fsdp {self.fsdp} does not divide all of --chips")
 
 
 def main() -> None:
@@ -66,9 +76,10 @@ def main() -> None:
         for name in () if options.plot else options.config:
             for kind in options.kind:
                 for chips in options.chips:
-                    row = rows.get((name, kind, chips))
-                    if row is None or row["fingerprint"] != plans.fingerprint(_of(name, chips)):
-                        rows[name, kind, chips] = compiled(name, kind, chips)
+                    config = _of(name, chips, options.fsdp)
+                    key = (name, kind, chips, config.mesh.fsdp)
+                    if wanted(rows.get(key), config, options.quick):
+                        rows[key] = compiled(config, kind, chips, options.quick)
                         write([rows[key] for key in sorted(rows)])
                         print(f"{name} on {chips} {kind}: compiled", flush=True)
         found = [rows[key] for key in sorted(rows)]
@@ -76,47 +87,67 @@ def main() -> None:
         print(f"numbers: {RESULTS}; plot: {draw(found, RESULTS.with_suffix('.png'))}")
 
 
-def compiled(name: str, kind: str, chips: int) -> dict[str, Any]:
+def wanted(row: dict[str, Any] | None, config: Experiment, quick: bool) -> bool:
+    """Whether a program is to be compiled in a row's place."""
+    return (
+        row is None
+        or row["fingerprint"] != plans.fingerprint(config)
+        or (row["quick"] and not quick)
+    )
+
+
+def compiled(config: Experiment, kind: str, chips: int, quick: bool = False) -> dict[str, Any]:
     """What the train step of a config costs on a number of chips, as JSON."""
-    config, place = _of(name, chips), topologies.parse(f"{kind}:{SHAPES[chips]}")
+    place = topologies.parse(f"{kind}:{SHAPES[chips]}")
     mesh = plan.mesh_of(config, topologies.devices(place))
     return {
-        "config": name,
+        "config": config.name,
         "kind": kind,
         "chips": chips,
         "fingerprint": plans.fingerprint(config),
         "versions": machine.versions(),
         "mesh": dict(mesh.shape),
         "batch": config.train.batch,
+        "quick": quick,
         "usable": place.chip.usable,
-        **plans.as_json(plan.train_step(config, place, mesh)),
+        **plans.as_json(plan.train_step(config, place, mesh, quick)),
     }
 
 
-def efficiencies(
-    rows: list[dict[str, Any]], name: str, kind: str
-) -> dict[int, tuple[float, float]]:
-    """By number of chips, the least and the most; without those that did not fit."""
-    own = [r for r in rows if (r["config"], r["kind"]) == (name, kind) and r["costs"]]
-    if not own:
-        return {}
-    first = min(own, key=lambda row: row["chips"])["costs"]
+def efficiency(rows: list[dict[str, Any]], row: dict[str, Any]) -> tuple[float, float] | None:
+    """The least and the most, of a program that was made; None of one that did not fit.
+
+    It is measured by the usual mesh of the fewest chips whose program was made as this one was.
+    """
+    if row["costs"] is None:
+        return None
+    alike = ("config", "kind", "quick")
+    own = [r for r in rows if r["costs"] and all(r[name] == row[name] for name in alike)]
+    first = min([r for r in own if usual(r)] or own, key=lambda r: r["chips"])["costs"]
     alone = max(first["compute_seconds"], first["hbm_seconds"])
-    return {
-        row["chips"]: tuple(alone / seconds for seconds in reversed(row["costs"]["seconds"]))
-        for row in own
-    }  # pyright: ignore[reportReturnType]
+    least, most = row["costs"]["seconds"]
+    return alone / most, alone / least
+
+
+def usual(row: dict[str, Any]) -> bool:
+    """Whether parameters are split as is usual for the config."""
+    return row["mesh"]["fsdp"] == min(row["chips"], FSDP[row["config"]])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Plain text: a line for each program, with its costliest collective."""
     lines = []
     for row in rows:
-        head = f"{row['config']:10} {row['chips']:4} x {row['kind']}  batch {row['batch']:5}"
-        if row["costs"] is None:
+        mesh = "{data} x {fsdp}".format(**row["mesh"])
+        head = (
+            f"{row['config']:10} {row['chips']:4} x {row['kind']} as {mesh:8} batch "
+            f"{row['batch']:5}{', quick' if row['quick'] else ''}"
+        )
+        found = efficiency(rows, row)
+        if found is None:
             lines.append(f"{head}  does not fit: {row['refusal']}")
             continue
-        low, high = efficiencies(rows, row["config"], row["kind"])[row["chips"]]
+        low, high = found
         costs, fits = row["costs"], row["memory"]["total"] <= row["usable"]
         most = max(costs["exchanges"], key=lambda exchange: exchange["seconds"], default=None)
         worst = most and (
@@ -142,7 +173,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> Path:
     figure, panels = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         for colour, kind in zip(("tab:blue", "tab:orange"), ("v5e", "v6e"), strict=True):
-            found = efficiencies(rows, name, kind)
+            found = {
+                row["chips"]: efficiency(rows, row)
+                for row in rows
+                if (row["config"], row["kind"]) == (name, kind) and row["costs"] and usual(row)
+            }
             if found:
                 chips = sorted(found)
                 low, high = np.asarray([found[n] for n in chips]).T
@@ -173,15 +208,15 @@ def write(rows: list[dict[str, Any]]) -> None:
     reports.write({"benchmark": "scaling", "command": PROGRAM, "plans": rows}, RESULTS)
 
 
-def _of(name: str, chips: int) -> Experiment:
+def _of(name: str, chips: int, fsdp: int = 0) -> Experiment:
     config = configs.load(name)
-    fsdp = min(chips, FSDP[name])
+    fsdp = min(chips, fsdp or FSDP[name])
     train = dataclasses.replace(config.train, batch=chips * IMAGES[name])
     return dataclasses.replace(config, train=train, mesh=Mesh(data=chips // fsdp, fsdp=fsdp))
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, int]:
-    return row["config"], row["kind"], row["chips"]
+def _key(row: dict[str, Any]) -> tuple[str, str, int, int]:
+    return row["config"], row["kind"], row["chips"], row["mesh"]["fsdp"]
 
 
 if __name__ == "__main__":

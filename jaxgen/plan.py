@@ -103,7 +103,7 @@ def train_step(
 def sampler(
     config: Experiment, place: Slice, mesh: jax.sharding.Mesh, quick: bool = False
 ) -> tuple[str, int, int, Compiled] | None:
-    """The costliest sampler of a run's sample grids: title, images, bytes beside it, program.
+    """The costliest sampler of a run's sample grids: title, images at once, bytes beside, program.
 
     None where the method draws nothing. Beside it are the parts of the training state that the
     program does not use.
@@ -125,7 +125,8 @@ def sampler(
     where = meshes.over_parameters(mesh, shapes[number], config.mesh.rules)
     chosen = meshes.shaped(shapes[number], where)
     count = len(config.shown) or configs.SHOWN
-    where = meshes.replicated(mesh) if count % mesh.size else meshes.over_batch(mesh)
+    count = meshes.shown_at_once(mesh, count, config.train.batch)
+    where = meshes.over_batch(mesh)
     ids = jax.ShapeDtypeStruct((count, config.caption_ids), jnp.int32, sharding=where)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=meshes.replicated(mesh))
@@ -319,7 +320,8 @@ def _print_sampler(config: Experiment, place: Slice, mesh: jax.sharding.Mesh, qu
         _print_memory(made.memory, place, beside)
     fits = made.fits(place, beside)
     if not fits:
-        print("  to make it fit: fewer captions in --shown; a larger slice")
+        fewer = "fewer captions in --shown, or a smaller batch; " if count > mesh.size else ""
+        print(f"  to make it fit: {fewer}a larger slice, --mesh.data 1 --mesh.fsdp -1")
     if made.costs is not None:
         _print_costs(made.costs, count, "run")
     return fits

@@ -349,8 +349,12 @@ class _Show:
         shown = [text for text in config.shown if said.issuperset(words.split(tokenizer, text))]
         self._captions = shown or [source.captions[i][0] for i in chosen]
         ids = methods.encode(config, tokenizer, self._captions)
-        even = len(ids) % mesh.size == 0
-        self._ids = meshes.put(ids, meshes.over_batch(mesh) if even else meshes.replicated(mesh))
+        # Not all on every device where their number does not divide: large images would not fit.
+        self._at_once = meshes.shown_at_once(mesh, len(ids), config.train.batch)
+        count = -(-len(ids) // self._at_once)
+        ids = np.resize(ids, (count * self._at_once, *ids.shape[1:]))  # the first ones once more
+        where = meshes.over_batch(mesh)
+        self._portions = [meshes.put(part, where) for part in np.split(ids, count)]
         self._program = None
         if hasattr(method, "sample"):
             self._program = jax.jit(
@@ -380,24 +384,30 @@ class _Show:
         path = self._folder / "final.png"
         pictures.save(pictures.grid(columns, self._captions, self._scale), path)
         width = max(len(title) for title, _, _ in rows)
-        print(f"{'':{width}}  seconds per image, {len(self._captions)} at once")
+        print(f"{'':{width}}  seconds per image, {self._at_once} at once")
         for title, _, seconds in rows:
             print(f"{title:{width}}  {seconds:.4f}")
         print(f"samples: {path}", flush=True)
 
     def _drawn(self, state: State, timed: bool) -> list[tuple[str, np.ndarray, float]]:
         assert self._program
-        key = stream(self._config.seed, 0, "samples")
         rows = []
         for title, weights, sampler in self._method.shown(self._config, state, self._frozen()):
-            images = np.asarray(self._program(weights, key, self._ids, sampler))
+            draws = [
+                functools.partial(self._program, weights, self._key(number), ids, sampler)
+                for number, ids in enumerate(self._portions)
+            ]
+            images = np.concatenate([np.asarray(draw()) for draw in draws])[: len(self._captions)]
             times = []
             for _ in range(TIMED if timed else 0):
                 start = time.monotonic()
-                self._program(weights, key, self._ids, sampler).block_until_ready()
-                times.append((time.monotonic() - start) / len(images))
+                draws[0]().block_until_ready()
+                times.append((time.monotonic() - start) / self._at_once)
             rows.append((title, images, float(np.median(times)) if times else float("nan")))
         return rows
+
+    def _key(self, portion: int) -> jax.Array:
+        return stream(self._config.seed, portion, "samples")
 
     @property
     def _scale(self) -> int:

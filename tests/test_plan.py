@@ -17,6 +17,7 @@ from benchmarks import plans
 from jaxgen import config as configs
 from jaxgen import methods, plan, stages
 from jaxgen.config import Mesh
+from jaxgen.methods.add import Add
 from jaxgen.plan import Compiled
 from jaxgen.runtime import topologies
 from jaxgen.runtime.costs import Costs, Exchange, Memory
@@ -235,6 +236,53 @@ def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> 
         assert row["batch"] == config.train.batch
 
 
+def test_a_plan_fits_where_the_step_does_and_the_sampler_beside_the_rest() -> None:
+    """Of a chip of 10 bytes."""
+
+    def row(step: int, **sampler: Any) -> dict[str, Any]:
+        found = {"assumed": {"usable": 10}, "train_step": {"memory": {"total": step}}}
+        return found | sampler
+
+    def sampler(total: int, beside: int) -> dict[str, Any]:
+        return {"memory": {"total": total}, "beside": beside}
+
+    assert plans.fits(row(10))
+    assert not plans.fits(row(11))
+    assert plans.fits(row(10, sampler=None))
+    assert plans.fits(row(10, sampler=sampler(6, 4)))
+    assert not plans.fits(row(10, sampler=sampler(6, 5)))
+    assert not plans.fits(row(10, sampler={"memory": None, "beside": 0}))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({}, "not compiled"),
+        ({"sampler": None}, "nothing is drawn"),
+        ({"sampler": {"memory": None, "refusal": "Used 17G"}}, "does not fit: Used 17G"),
+        (
+            {"sampler": {"memory": {"total": 2**30}, "beside": 2**29, "quick": True}},
+            "1.50 GiB, quick",
+        ),
+    ],
+)
+def test_the_table_says_what_drawing_takes(made: dict[str, Any], words: str) -> None:
+    row = {name: value for name, value in plans.read()[0].items() if name != "sampler"}
+    head, cells = plans._HEAD, plans._cells(row | made)
+    assert cells[head.index("in drawing")] == words
+    assert len(cells) == len(head)
+
+
+def test_samplers_alone_are_compiled_beside_steps_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    (name, topology), *_ = plans.claims()
+    row = {"config": name, "topology": topology, "fingerprint": "of another config"}
+    monkeypatch.setattr(plans, "read", lambda: [row])
+    line = refused(plans.main, "--only", name, "--sampler")
+    assert f"no train step of {name} as it is now was planned for {topology}" in line
+
+
 def test_a_claim_may_be_broken_over_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.py").write_text(
         '"""Plan: python -m jaxgen.plan --config=a\n      --topology=v5e:4x4 says so."""'
@@ -272,3 +320,25 @@ def _shallow(config: Any, depth: int = 1, **fields: int) -> Any:
     """A transformer of few blocks: of eight, compiling takes three times as long."""
     dit = dataclasses.replace(config.model.dit, depth=depth, **fields)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dit=dit))
+
+
+def test_a_fingerprint_is_of_what_memory_and_costs_depend_on() -> None:
+    config = configs.load("add_64")
+    assert isinstance(config, Add)
+    first = plans.fingerprint(config)
+
+    def with_(**fields: Any) -> str:
+        return plans.fingerprint(dataclasses.replace(config, **fields))
+
+    fast = dataclasses.replace(config.optimizer, learning_rate=1.0, warmup=7)
+    seldom = dataclasses.replace(config.train, sample_every=7, steps=7)
+    assert with_(optimizer=fast, train=seldom, guidance=7.0, shown=("a",) * 12, seed=7) == first
+    assert with_(drawn=dataclasses.replace(config.drawn, steps=7)) == first
+    others = [
+        with_(guidance=1.0),
+        with_(shown=("a",)),
+        with_(drawn=dataclasses.replace(config.drawn, count=0)),
+        with_(train=dataclasses.replace(config.train, batch=8)),
+        with_(judge=dataclasses.replace(config.judge, dtype="float32")),
+    ]
+    assert len({first, *others}) == 6

@@ -13,6 +13,13 @@ from jaxgen.metrics.manifold import manifold
 LEAST = expert.LEAST
 RETRIEVED = (1, 5, 10)
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
+NAMES = (
+    *("frechet", "kid", "precision", "recall", "density", "coverage", "modes", "expert"),
+    *(f"{what}@{at}" for at in RETRIEVED for what in ("retrieval", "chance")),
+    *("nearest_ratio", "memorised"),
+)
+"""What `measures` finds. Results without one of these are of older measures, which may go by the
+name of one of today's: retrieval, before there was chance, knew one image of a caption alone."""
 _RESAMPLES = 100
 
 Rows = Int[np.ndarray, "m"]

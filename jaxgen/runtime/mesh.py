@@ -1,5 +1,6 @@
 """Devices as a mesh of two axes, and where arrays live on it."""
 
+import contextlib
 import functools
 import os
 import re
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import ml_dtypes
 import numpy as np
+from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxgen import storage
@@ -162,16 +164,40 @@ def known(mesh: jax.sharding.Mesh, function: Callable[..., T]) -> Callable[..., 
     """The function, to be given to `jax.jit`, with the mesh known to what is traced in it.
 
     Where its arguments lie decides as before how the program is split. But a kernel that is not
-    XLA's own has to be told (`jaxgen.models.attention`).
+    XLA's own has to be told (`jaxgen.models.attention`), and so has XLA where parameters are split:
+    that it is parameters which travel, and not images.
     """
 
     @functools.wraps(function)
     def within(*args: Any, **kwargs: Any) -> T:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        split = mesh.shape["fsdp"] > 1
+        images_stay = nn.intercept_methods(_batch_split) if split else contextlib.nullcontext()
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), images_stay:
             return function(*args, **kwargs)
 
     within.__name__ = getattr(function, "func", function).__name__  # the program's, in profiles
     return within
+
+
+def _batch_split(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """A module's call with what goes in and comes out split over the batch on all devices.
+
+    Else XLA may find it cheaper to split channels as parameters are, and to have every device work
+    on all images: for the gradient through Stable Diffusion's decoder at 512 px, on 16 chips of v5e
+    with an image each, that takes 11 GiB and 1.2 s of links, and this 1.7 GiB and 18 ms.
+    """
+    if context.method_name != "__call__":
+        return call(*args, **kwargs)
+    args, kwargs = jax.tree.map(_over_all, (args, kwargs))
+    return jax.tree.map(_over_all, call(*args, **kwargs))
+
+
+def _over_all(array: Any) -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    apart = isinstance(array, jax.Array) and array.ndim > 1 and array.shape[0] % mesh.size == 0
+    if not apart or mesh.manual_axes or not array.shape[0]:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(mesh.axis_names))
 
 
 def shaped(shapes: Any, where: Any) -> Any:
@@ -212,6 +238,14 @@ def put(tree: Any, where: Any, dtype: Any = None) -> Any:
 def images_at_once(size: int) -> int:
     """How many images of a side are drawn or looked at together, as large ones fill the memory."""
     return min(64, max(1, 2**21 // size**2))
+
+
+def shown_at_once(mesh: jax.sharding.Mesh, count: int, batch: int) -> int:
+    """How many of a sample grid's images are drawn together: as many on each device.
+
+    And no more than the train batch, which fits the memory.
+    """
+    return min(batch, -(-count // mesh.size) * mesh.size)
 
 
 def put_padded(mesh: jax.sharding.Mesh, block: np.ndarray, batch: int) -> jax.Array:

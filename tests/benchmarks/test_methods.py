@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks import check_readme, machine, methods, runs
 from benchmarks.machine import RESULTS
 from jaxgen.errors import UserError
+from jaxgen.metrics.measures import NAMES
 
 COMMITTED = RESULTS / "cpu-2" / "methods.json"
 
@@ -26,6 +27,20 @@ def test_rows_of_other_methods_stay_where_all_options_are_the_same(tmp_path: Pat
         with pytest.raises(UserError, match=f"was measured with another {name}; leave --only out"):
             methods.standing(report | {name: "another"}, COMMITTED)
     assert methods.standing(report, tmp_path / "methods.json") == {}
+
+
+def test_rows_by_older_measures_are_marked_beside_those_of_today() -> None:
+    report = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
+    older, newer = report["rows"][0], dict(report["rows"][-1])
+    assert methods.unknown(older) == {"chance@1", "chance@5", "chance@10"}
+    for captions in ("training", "held-out"):
+        newer[captions] = dict.fromkeys(NAMES, estimate)
+    text = methods.markdown(report | {"rows": [older, newer]})
+    assert text.count(f"| {older['commit']} † |") == 2
+    assert text.count(f"| {newer['commit']} |") == 2
+    assert "† By older measures, without chance@1, chance@5, chance@10" in text
+    assert "†" not in methods.markdown(report | {"rows": [newer]})
 
 
 def test_no_device_is_used_before_the_evaluations(

@@ -19,16 +19,14 @@ from jaxgen import config as configs
 from jaxgen import stages
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import EXIT_AGAIN, UserError
+from jaxgen.metrics.measures import NAMES
 
 GRADER = "eyes, bicubic 32"
 
 
 def row(run: str, captions: str, steps: int, frechet: float, count: int = 400) -> dict[str, Any]:
     """As `evaluate` writes it; everything but the Fréchet distance is the same for all."""
-    names = ("frechet", "kid", "precision", "recall", "density", "coverage", "modes", "expert",
-             "retrieval@1", "retrieval@5", "retrieval@10", "chance@1", "nearest_ratio",
-             "copied")  # fmt: skip
-    values = dict.fromkeys(names, 0.8) | {"frechet": frechet}
+    values = dict.fromkeys(NAMES, 0.8) | {"frechet": frechet}
     return {
         "run": run,
         "captions": captions,
@@ -133,6 +131,12 @@ def test_what_stands_beside_the_weights_is_taken_if_of_the_same_options(tmp_path
     first = found[runs._key(Sampler(steps=1))][0]
     assert first["metrics"][f"frechet ({GRADER}; 400 samples)"]["value"] == 2.0
     assert runs.standing(tmp_path, GRADER, 300) == {}, "from 400 samples, not 300"
+    lacking = evaluated(("runs/add", 5, 2.0))
+    for row in lacking["rows"]:
+        (name,) = (name for name in row["metrics"] if name.startswith("chance@1 "))
+        del row["metrics"][name]
+    written("quality_e.json", lacking)
+    assert len(runs.standing(tmp_path, GRADER, 500)) == 3, "by older measures"
 
 
 def test_a_command_that_is_out_of_time_saves_and_so_do_we(

@@ -6,7 +6,7 @@ import pytest
 
 from jaxgen.metrics import expert
 from jaxgen.metrics.bootstrap import Estimate
-from jaxgen.metrics.measures import Pictures, Real, likeness, measures
+from jaxgen.metrics.measures import NAMES, Pictures, Real, likeness, measures
 
 RNG = np.random.default_rng(0)
 TRAIN, HELD_OUT, WIDTH = 300, 60, 12
@@ -29,6 +29,7 @@ def measured(monkeypatch: pytest.MonkeyPatch):
 
     def measured(samples: np.ndarray, own: np.ndarray) -> dict[str, float]:
         found = measures(pictures(samples), own, REAL, jax.random.key(0))
+        assert tuple(found) == NAMES
         for name, (value, low, high) in found.items():
             assert low <= value <= high, name
         return {name: estimate.value for name, estimate in found.items()}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from benchmarks import meshes as compared
 from benchmarks.meshes import Deviation, deviations
@@ -171,6 +172,29 @@ def test_beside_what_may_differ_more_the_others_may_not() -> None:
         "ladd", Mesh(data=8), Deviation({}, {}, {BIAS: 1.4e-5, "a": 1.3e-5})
     )
     assert line.endswith("by 1.3e-05 in a")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "told"),
+    [
+        (Mesh(data=1, fsdp=8), 16, 4),
+        (Mesh(data=2, fsdp=4), 16, 4),
+        (Mesh(), 16, 0),
+        (Mesh(data=1, fsdp=8), 12, 0),  # a batch of another size is left alone
+    ],
+)
+def test_where_parameters_are_split_images_stay_where_they_are(
+    mesh: Mesh, batch: int, told: int
+) -> None:
+    """What goes in and comes out of both modules is split over the batch."""
+    network = nn.Sequential([nn.Conv(8, (3, 3)), lambda x: x * 2])
+    image = jax.ShapeDtypeStruct((batch, 4, 4, 3), np.float32)
+    weights = jax.eval_shape(network.init, jax.random.key(0), image)
+    place = meshes.make(mesh, 16)
+    traced = jax.jit(meshes.known(place, network.apply)).trace(weights, image)
+    text = str(traced.jaxpr)
+    assert text.count("sharding_constraint[") == told
+    assert text.count("('data', 'fsdp')") >= told
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient", "parameter"])
