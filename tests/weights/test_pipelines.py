@@ -371,6 +371,10 @@ def test_a_bare_name_of_a_repository_is_known_as_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"is no run folder.*; if .* give hf:stabilityai/sd-turbo$"):
         stages.read(stages.run_folder("stabilityai/sd-turbo"))
+    with pytest.raises(UserError, match=r"sd-turbo is no folder .*; if .* give hf:stabilityai/sd-"):
+        pipelines.load("stabilityai/sd-turbo")
+    with pytest.raises(UserError, match=r"^nowhere is no folder of published weights$"):
+        pipelines.load("nowhere")
     Path("runs").mkdir()
     with pytest.raises(UserError, match=r"published weights; train one, .* shipped:classifier$"):
         stages.read(stages.run_folder("runs/add"))
@@ -429,10 +433,13 @@ def _pickled(path: Path):
     file.rename(file.with_suffix(".bin"))
 
 
-def _escaping(path: Path):
-    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    index = path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../vae/x.safetensors"}}))
+def _placed_in(name: Any):
+    def harm(path: Path):
+        (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        index = path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
+
+    return harm
 
 
 def _pickled_in_shards(path: Path):
@@ -475,6 +482,14 @@ def _without(path: Path):
         (
             lambda p: _edited(p, "model_index.json", _class_name="FluxPipeline"),
             r"is of a FluxPipeline; jaxgen opens StableDiffusionPipeline and",
+        ),
+        (
+            lambda p: _edited(p, "model_index.json", _class_name=["StableDiffusionPipeline"]),
+            r"is of a \['StableDiffusionPipeline'\]; jaxgen opens StableDiffusionPipeline and",
+        ),
+        (
+            lambda p: _edited(p, "scheduler/scheduler_config.json", _class_name=["DDIMScheduler"]),
+            r"scheduler: _class_name \['DDIMScheduler'\] is none of DDIMScheduler",
         ),
         (
             lambda p: _edited(p, "unet/config.json", in_channels=9),
@@ -529,7 +544,12 @@ def _without(path: Path):
         (_truncated, r"diffusion_pytorch_model.safetensors cannot be read"),
         (_long_header, r"diffusion_pytorch_model.safetensors cannot be read"),
         (_pickled, r"a pickle, which may run any program .* take the .safetensors"),
-        (_escaping, r"names '../vae/x.safetensors', which is no file beside it: refused"),
+        (
+            _placed_in("../vae/x.safetensors"),
+            r"names '../vae/x.safetensors', which is no file beside it: refused",
+        ),
+        (_placed_in(""), r"index.json names no file for conv_in.weight, but ''; copy it again"),
+        (_placed_in(None), r"index.json names no file for conv_in.weight, but None; copy it again"),
         (_pickled_in_shards, r"holds diffusion_pytorch_model-1.bin, a pickle, which may run"),
         (_of_type(np.uint8), r"conv_in.bias is of type U8, which is not read"),
         (_of_type(np.int32), r"unet: .*: conv_in.bias is of int32, and no float"),
