@@ -279,17 +279,19 @@ def test_published_configs_are_the_known_shapes(values, config):
     assert layouts.unet({"_class_name": "UNet2DConditionModel", **values}, "unet") == config
 
 
+@pytest.mark.parametrize("method", ["add", "ladd"])
 @pytest.mark.parametrize(
     ("name", "unet", "texts"),
     [
-        ("add_sd15", SD15_UNET, [CLIP_L]),
-        ("add_sd21", SD21_UNET, [OPENCLIP_H]),
-        ("add_sdxl", SDXL_UNET, [dataclasses.replace(CLIP_L, penultimate=True), OPENCLIP_BIGG]),
+        ("sd15", SD15_UNET, [CLIP_L]),
+        ("sd21", SD21_UNET, [OPENCLIP_H]),
+        ("sdxl", SDXL_UNET, [dataclasses.replace(CLIP_L, penultimate=True), OPENCLIP_BIGG]),
     ],
 )
-def test_each_config_accepts_the_weights_that_it_is_for(name, unet, texts):
+def test_each_config_accepts_the_weights_that_it_is_for(method, name, unet, texts):
     """Whatever their size in pixels and what the config computes in."""
-    config = configs.load(name)
+    config = configs.load(f"{method}_{name}")
+    config.check()
     model = Denoiser(
         text=texts[0],
         text_2=texts[1] if len(texts) > 1 else None,
