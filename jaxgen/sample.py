@@ -85,7 +85,7 @@ class Options:
             raise UserError(f"--count is {self.count}; give 1 or more images of each prompt")
         if self.count * len(self.prompt) > MOST:
             raise UserError(
-                f"--count {self.count} of {len(self.prompt)} prompt(s) are more than {MOST} images, "
+                f"--count {self.count} of {len(self.prompt)} prompts is more than {MOST} images, "
                 "all drawn at once; give fewer, and another --seed for others"
             )
         if self.size is not None and self.size < 1:
