@@ -36,6 +36,7 @@ from jaxgen.weights import hub, layouts, outward, pipelines
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
 PROMPTS = ["a red heart!", "trois pommes, yes!! vertes!"]
+ANCESTRAL = Sampler(steps=4, solver="euler_ancestral", guidance=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,16 @@ def folder(tmp_path_factory):
     [
         ("sd15", Sampler(steps=20, guidance=5.0), "", False),
         ("sd21", Sampler(steps=20, guidance=5.0, strength=0.57), "lemons", True),
+        ("sd21", Sampler(steps=20, guidance=5.0), "", False),
+        ("sd21", ANCESTRAL, "", False),
         ("sd-turbo", Sampler(steps=1, solver="euler_ancestral"), "", False),
         ("sdxl", Sampler(steps=20, guidance=5.0), "", False),
+        ("sdxl", ANCESTRAL, "", False),
+        ("sdxl-turbo", Sampler(steps=1, solver="euler_ancestral"), "", False),
     ],
-    ids=["sd15-ddim", "sd21-ddim-negative-from-images", "turbo-one", "sdxl-ddim"],
-)
+    ids=["sd15-ddim", "sd21-ddim-negative-from-images", "sd21-ddim", "sd21-ancestral", "turbo-one",
+         "sdxl-ddim", "sdxl-ancestral", "sdxl-turbo-one"],
+)  # fmt: skip
 def test_draws_what_diffusers_draws(folder, family, sampler, negative, start):
     path, theirs = folder(family)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8) if start else None
@@ -395,7 +401,7 @@ def test_what_went_out_comes_in_again(folder, tmp_path, family):
         np.testing.assert_array_equal(leaf, flatten_dict(weights, sep="/")[name], err_msg=name)
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "again")
     theirs.set_progress_bar_config(disable=True)
-    ours, expected = published.both(path, theirs, PROMPTS, Sampler(steps=2, guidance=5.0))
+    ours, expected = published.both(path, theirs, PROMPTS, ANCESTRAL)
     np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
 
 
