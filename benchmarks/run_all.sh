@@ -84,6 +84,7 @@ else
     --dtypes bfloat16 float32
   step latency_sd21 anew benchmarks.latency --config=add_sd21 --batches 1 8 64 --dtypes bfloat16
   step vs_diffusers none benchmarks.vs_diffusers --shape=sd21 --dtype=bfloat16
+  step vs_diffusers_sdxl none benchmarks.vs_diffusers --shape=sdxl --dtype=bfloat16
 fi
 [[ $platform != tpu ]] || step attention none benchmarks.attention
 step quality minutes benchmarks.quality "--workdir=$workdir/quality"

@@ -29,7 +29,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import machine, reports, training_data, training_step, training_unet, vs_diffusers
+from benchmarks import machine, reports, training_data, training_step, training_unet
 from benchmarks.reports import Report, figure
 from jaxgen import config as configs
 from jaxgen.errors import EXIT_FAULT, UserError, reported
@@ -80,7 +80,7 @@ class Options:
 def check(item: str) -> None:
     """Raises UserError for an item that is none."""
     kind, *rest = item.split(":")
-    dtypes, shapes = ("float32", "bfloat16"), vs_diffusers.SHAPES
+    dtypes, shapes = ("float32", "bfloat16"), training_unet.BATCHES
     if kind == "step" and len(rest) == 1:
         configs.load(rest[0])
     elif kind == "unet" and len(rest) == 2:

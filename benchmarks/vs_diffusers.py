@@ -2,9 +2,10 @@
 
     python -m benchmarks.vs_diffusers --shape=tiny            (CPU)
     python -m benchmarks.vs_diffusers --shape=sd21 --dtype=bfloat16     (a GPU)
+    python -m benchmarks.vs_diffusers --shape=sdxl --dtype=bfloat16     (a GPU)
 
 A pipeline of random weights is made by diffusers and saved, and jaxgen opens the folder. Each side
-then does the same work: text encoder, one network call at the last timestep, decoder, uint8. In
+then does the same work: text encoders, one network call at the last timestep, decoder, uint8. In
 PyTorch without the pipeline's Python around it, eagerly and by torch.compile; in JAX as one
 program. The pictures are compared before anything is timed, and all take turns. What cannot be
 compiled is left out, and each batch's rows are written at once.
@@ -53,13 +54,28 @@ SHAPES: dict[str, dict[str, Any]] = {
         "text": {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16,
                  "intermediate_size": 4096, "vocab_size": 49408, "hidden_act": "gelu"},
     },
+    "sdxl": {
+        "unet": {"sample_size": 64, "block_out_channels": (320, 640, 1280),
+                 "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+                 "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+                 "attention_head_dim": [5, 10, 20], "transformer_layers_per_block": [1, 2, 10],
+                 "cross_attention_dim": 2048, "use_linear_projection": True,
+                 "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+                 "projection_class_embeddings_input_dim": 2816},
+        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+        "text": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+                 "intermediate_size": 3072, "vocab_size": 49408},
+        "text_2": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20,
+                   "intermediate_size": 5120, "vocab_size": 49408, "hidden_act": "gelu",
+                   "projection_dim": 1280},
+    },
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    shape: Literal["tiny", "sd21"] = "tiny"
-    """Networks to compare: small ones for a CPU, or Stable Diffusion 2.1's at 512 px."""
+    shape: Literal["tiny", "sd21", "sdxl"] = "tiny"
+    """Networks to compare: small ones for a CPU, or Stable Diffusion 2.1's or XL's at 512 px."""
     batches: tuple[int, ...] = (1, 8)
     """Numbers of images drawn at once."""
     repeats: int = 15
@@ -113,6 +129,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     ids = np.random.default_rng(0).integers(1, 49000, (batch, 77)).astype(np.int32)
     ids[:, 0], ids[:, -1] = 49406, 49407
+    ids = np.tile(ids, 1 + ("text_2" in SHAPES[options.shape]))  # those of each text encoder
     ours, noise = _jaxgen(loaded, ids, options)
     draws = {"jaxgen": lambda: np.asarray(ours())}
     for name, draw in torch_draws.items():
@@ -175,7 +192,9 @@ def _jaxgen(
     compiled = program.lower(weights, key, placed, sampler).compile()
     shape = (len(ids), config.side, config.side, config.model.unet.channels)
     noise = jax.random.normal(jax.random.split(key)[0], shape)
-    return lambda: compiled(weights, key, placed), np.asarray(noise)
+    return lambda: compiled(weights, key, placed), np.array(
+        noise
+    )  # PyTorch warns of what cannot be written to
 
 
 def _torch(folder: Path, options: Options) -> dict[str, Draw]:
@@ -183,7 +202,7 @@ def _torch(folder: Path, options: Options) -> dict[str, Draw]:
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -196,21 +215,38 @@ def _torch(folder: Path, options: Options) -> dict[str, Draw]:
         "up_block_types": ("UpDecoderBlock2D",) * levels,
     }
     vae: Any = AutoencoderKL(**shape["vae"], **blocks, scaling_factor=0.5)
-    text: Any = CLIPTextModel(
-        CLIPTextConfig(**shape["text"], bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
-    )
-    _save(folder, unet, vae, text)
-    networks = [part.to(device, dtype).eval() for part in (text, unet, vae)]
+    marks = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    texts: list[Any] = [
+        kind(CLIPTextConfig(**shape[name], **marks))
+        for name, kind in (("text", CLIPTextModel), ("text_2", CLIPTextModelWithProjection))
+        if name in shape
+    ]
+    _save(folder, unet, vae, texts)
+    networks = [part.to(device, dtype).eval() for part in (unet, vae, *texts)]
+    side = float(shape["unet"]["sample_size"] * 2 ** (levels - 1))
     betas = torch.linspace(LEVELS["beta_start"] ** 0.5, LEVELS["beta_end"] ** 0.5, 1000) ** 2
     kept = torch.cumprod(1 - betas, 0)[-1]
     alpha, sigma = kept.sqrt().item(), (1 - kept).sqrt().item()
 
+    def said(texts: list[Any], ids: Any) -> tuple[Any, dict[str, Any] | None]:
+        """What the UNet is told: of two text encoders more than tokens, as XL's pipeline has it."""
+        if len(texts) == 1:
+            return texts[0](ids).last_hidden_state, None
+        each = [
+            text(part, output_hidden_states=True)
+            for text, part in zip(texts, ids.chunk(2, dim=1), strict=True)
+        ]
+        tokens = torch.cat([one.hidden_states[-2] for one in each], dim=-1)
+        times = torch.tensor([[side, side, 0, 0, side, side]] * len(ids), device=device)
+        return tokens, {"text_embeds": each[1].text_embeds, "time_ids": times}
+
     def draw(networks: list[Any], ids: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        text, unet, vae = networks
+        unet, vae, *texts = networks
         with torch.inference_mode():
-            tokens = text(torch.from_numpy(ids).long().to(device)).last_hidden_state
+            tokens, more = said(texts, torch.from_numpy(ids).long().to(device))
             x = torch.from_numpy(noise).permute(0, 3, 1, 2).to(device, dtype) * sigma
-            eps = unet(x, torch.tensor(999, device=device), tokens).sample
+            t = torch.tensor(999, device=device)
+            eps = unet(x, t, tokens, added_cond_kwargs=more).sample
             x0 = (x.float() - sigma * eps.float()) / alpha
             image = vae.decode((x0 / vae.config.scaling_factor).to(dtype)).sample.float()
             image = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -223,25 +259,27 @@ def _torch(folder: Path, options: Options) -> dict[str, Draw]:
     }
 
 
-def _save(folder: Path, unet: Any, vae: Any, text: Any) -> None:
-    """What `stages.read` needs, with a tokenizer of bytes alone: ids are drawn, not words."""
-    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text)):
-        part.save_pretrained(folder / name)
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+def _save(folder: Path, unet: Any, vae: Any, texts: list[Any]) -> None:
+    """What `stages.read` needs, with tokenizers of bytes alone: ids are drawn, not words."""
+    index: dict[str, Any] = {
+        "_class_name": f"StableDiffusion{'XL' if len(texts) > 1 else ''}Pipeline",
         "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
     }
-    _write(folder / "model_index.json", index)
+    named = {"unet": unet, "vae": vae}
+    named |= {f"text_encoder{'_2' * n}": text for n, text in enumerate(texts)}
+    for name, part in named.items():
+        part.save_pretrained(folder / name)
+        library = "transformers" if name.startswith("text") else "diffusers"
+        index[name] = [library, type(part).__name__]
     _write(folder / "scheduler" / "scheduler_config.json",
            {"_class_name": "EulerAncestralDiscreteScheduler", **LEVELS})  # fmt: skip
     words = [f"w{n}" for n in range(49406)]
     vocabulary = {w: n for n, w in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    _write(folder / "tokenizer" / "vocab.json", vocabulary)
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    for name in (f"tokenizer{'_2' * n}" for n in range(len(texts))):
+        index[name] = ["transformers", "CLIPTokenizer"]
+        _write(folder / name / "vocab.json", vocabulary)
+        (folder / name / "merges.txt").write_text("#version: 0.2\n")
+    _write(folder / "model_index.json", index)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

@@ -27,9 +27,10 @@ from jaxgen.runtime import mesh as meshes
 from jaxgen.text import tokenizer as words
 
 LINE = 7  # pictures on the line between two codes, both ends among them
+MOST = 10_000  # images, as their files are numbered
 DEFAULT, STRENGTH = "runs/add", 0.6
 NOT_OF_CODECS = ("steps", "guidance", "solver", "spacing")
-NOT_OF_CODECS += ("size", "dtype", "negative_prompt", "start")
+NOT_OF_CODECS += ("size", "dtype", "negative_prompt", "start", "count", "eta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Options:
     hf:OWNER/NAME."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to draw, in English or French; give it several times for several images."""
+    count: int = 1
+    """Images of each prompt, all drawn at once: those of the first prompt, then the next one's."""
     image: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """For an autoencoder in the prompt's place: a picture to reconstruct; of several, the line
     from each one's code to the next one's is drawn too."""
@@ -52,7 +55,9 @@ class Options:
     strength: float | None = None
     """Share of the noise levels that a picture to start from is led through; .6 by default."""
     out: str = "sample.png"
-    """PNG file to write: the image itself, or for several prompts a sheet with captions."""
+    """PNG file to write: the image itself, or of several a sheet with captions. Or a folder, there
+    already or with a / at its end: each image as a file of its own, 0000.png and so on, in the
+    place of any that was there."""
     steps: int | None = None
     """Sampling steps; the method's own by default: 1 for a student, 50 for a teacher."""
     guidance: float | None = None
@@ -61,12 +66,14 @@ class Options:
     """ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m or renoise."""
     spacing: str | None = None
     """trailing, leading, linspace, karras or turbo; the method's own by default."""
+    eta: float | None = None
+    """Share of fresh noise in each step of ddim, from 0, the default, to 1."""
     size: int | None = None
     """Side of the images in pixels; that of training by default."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """What the networks compute in; as their config says by default."""
     seed: int = 0
-    """Seed of the noise."""
+    """Seed of the noise; of one seed image n, as the files are numbered, always has the same."""
 
     def check(self) -> None:
         """Raises UserError for options that are wrong whatever the run is."""
@@ -74,6 +81,13 @@ class Options:
             raise UserError('--prompt is missing; say what to draw: --prompt "un cœur rouge"')
         if self.run and self.weights:
             raise UserError("--run and --weights both say what draws; give one of them")
+        if self.count < 1:
+            raise UserError(f"--count is {self.count}; give 1 or more images of each prompt")
+        if self.count * len(self.prompt) > MOST:
+            raise UserError(
+                f"--count {self.count} of {len(self.prompt)} prompts is more than {MOST} images, "
+                "all drawn at once; give fewer, and another --seed for others"
+            )
         if self.size is not None and self.size < 1:
             raise UserError(f"--size is {self.size}; give pixels above 0")
         if self.strength is not None and not self.start:
@@ -85,19 +99,29 @@ class Options:
             )
         if self.prompt and self.image:
             raise UserError("--prompt draws and --image reconstructs; give one of them")
-        if Path(self.out).suffix.lower() != ".png":
-            raise UserError(f"--out {self.out} is no .png file name")
+        if not (self.to_folder or Path(self.out).suffix.lower() == ".png"):
+            raise UserError(f"--out {self.out} is no .png file name, nor a folder with a / behind")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}; give 0 to {2**32 - 1}")
+
+    @property
+    def to_folder(self) -> bool:
+        """Whether each image is to be a file of its own."""
+        return self.out.endswith("/") or (self.out != "" and Path(self.out).is_dir())
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What each image is to show."""
+        return tuple(prompt for prompt in self.prompt for _ in range(self.count))
 
 
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], "python -m jaxgen.sample")
         out = Path(options.out)
-        _writable(out)
+        _writable(out, options.to_folder)
         folder = stages.run_folder(options.weights or options.run or DEFAULT)
-        meshes.prepare(len(options.prompt or options.image), stages.compiled_beside(folder))
+        meshes.prepare(len(options.captions or options.image), stages.compiled_beside(folder))
         loaded = stages.read_unfinished(folder, _say)
         method = methods.of(loaded.config)
         if hasattr(method, "reconstruct"):
@@ -123,9 +147,13 @@ def main() -> None:
             for note in _notes(loaded, prompt, seen):
                 _say(note)
         images, took = _drawn(loaded, method, sampler, options)
-        pictures.save(_sheet(images, options.prompt), out)
+        if options.to_folder:
+            saved = _each(images, out)
+        else:
+            pictures.save(_sheet(images, options.captions), out)
+            saved = str(out)
         print(
-            f"{out}: {len(images)} image(s) of {images.shape[2]} x {images.shape[1]} pixels, "
+            f"{saved}: {len(images)} image(s) of {images.shape[2]} x {images.shape[1]} pixels, "
             f"{sampler.steps} step(s), {took}"
         )
 
@@ -138,9 +166,11 @@ def _reconstruct(loaded: stages.Loaded, method, options: Options, out: Path) -> 
             "name some with --image"
         )
     for name in NOT_OF_CODECS:
-        if getattr(options, name) not in (None, "", ()):
+        if getattr(options, name) != getattr(Options, name):
             option = name.replace("_", "-")
             raise UserError(f"--{option} has no meaning for an autoencoder; leave it out")
+    if options.to_folder:
+        raise UserError(f"--out {options.out} is a folder, and this is one sheet: name a .png file")
     images = np.stack([open_picture(file, loaded.config.data.size) for file in options.image])
     files = [Path(file).name for file in options.image]
     with stages.fitting(loaded):
@@ -175,7 +205,7 @@ def _notes(loaded: stages.Loaded, prompt: str, seen: Collection[int]) -> list[st
 def _sampler(own: dict[str, Sampler], options: Options) -> Sampler:
     chosen = {
         name: value
-        for name in ("steps", "guidance", "solver", "spacing")
+        for name in ("steps", "guidance", "solver", "spacing", "eta")
         if (value := getattr(options, name)) is not None
     }
     if options.start:
@@ -209,7 +239,7 @@ def _drawn(
     loaded: stages.Loaded, method: ModuleType, sampler: Sampler, options: Options
 ) -> tuple[np.ndarray, str]:
     """Images, and in words how long they took."""
-    config, prompts = loaded.config, options.prompt
+    config, prompts = loaded.config, options.captions
 
     def encoded(texts: Sequence[str]) -> np.ndarray:
         return methods.encode(config, loaded.tokenizer, texts)
@@ -218,8 +248,8 @@ def _drawn(
     if options.negative_prompt:
         more["negative"] = encoded([options.negative_prompt] * len(prompts))
     if options.start:
-        first = [open_picture(file, config.data.size) for file in options.start]
-        more["start"] = np.stack(first * (len(prompts) // len(first)))
+        first = np.stack([open_picture(file, config.data.size) for file in options.start])
+        more["start"] = np.repeat(first, len(prompts) // len(first), axis=0)
     if unknown := more.keys() - inspect.signature(method.sample).parameters.keys():
         option = {"negative": "negative-prompt"}.get(min(unknown), min(unknown))
         raise UserError(f"--{option} has no meaning for a run of {methods.name(config)}")
@@ -250,19 +280,28 @@ def placed(weights: dict[str, Any], mesh: jax.sharding.Mesh, half: bool) -> dict
     }
 
 
-def _sheet(images: np.ndarray, prompts: tuple[str, ...]) -> Image.Image:
+def _sheet(images: np.ndarray, captions: tuple[str, ...]) -> Image.Image:
     if len(images) == 1:
         return Image.fromarray(images[0])
     scale = max(1, 128 // images.shape[1])
-    return pictures.grid([("", images)], prompts, scale)
+    return pictures.grid([("", images)], captions, scale)
 
 
-def _writable(out: Path) -> None:
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; name a file in it")
+def _each(images: np.ndarray, folder: Path) -> str:
+    """Saves each image to a file of its own; their names in words."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{number:04}.png" for number in range(len(images))]
+    for image, file in zip(images, files, strict=True):
+        pictures.save(Image.fromarray(image), file)
+    return str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
+
+
+def _writable(out: Path, is_folder: bool) -> None:
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: {out.parent} is no folder; make it first")
-    probe = out.with_name(f".{out.name}.partial")
+    if is_folder and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name another folder")
+    probe = out / ".partial" if out.is_dir() else out.with_name(f".{out.name}.partial")
     try:
         probe.touch()
         probe.unlink()

@@ -99,6 +99,7 @@ FAMILIES = {
         pair=True,
     ),
 }
+FAMILIES["sdxl-turbo"] = dataclasses.replace(FAMILIES["sdxl"], turbo=True, spread=0.1)
 
 
 def write(folder: Path, kind: Family) -> Any:
@@ -189,6 +190,9 @@ def both(
             "pipelines.stable_diffusion.pipeline_stable_diffusion_img2img",
         ):
             patch.setattr(f"diffusers.{module}.randn_tensor", lambda *_, **__: next(noises))
+        if sampler.solver == "euler_ancestral":  # of whichever the folder names
+            stepping: Any = EulerAncestralDiscreteScheduler.from_config(theirs.scheduler.config)
+            patch.setattr(theirs, "scheduler", stepping)
         if start is None:
             first = next(noises)
             if sampler.solver == "ddim":  # its first x is the noise itself

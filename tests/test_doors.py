@@ -175,6 +175,26 @@ def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
     assert one == again != other
 
 
+def test_variations_of_a_prompt_are_files_of_their_own(folder: Path, trained, here, capsys) -> None:
+    def draws(*options: str) -> None:
+        prompts = ("--prompt=red square", "--prompt=blue square")
+        here(sample.main, "--run=runs/student_teacher", "--steps=3", *prompts, *options)
+
+    draws("--count=3", "--out=many/", "--eta=1")
+    assert "many/0000.png to 0005.png: 6 image(s) of 16 x 16 pixels" in capsys.readouterr().out
+    files = sorted((folder / "many").iterdir())
+    assert [file.name for file in files] == [f"000{number}.png" for number in range(6)]
+    each = np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+    assert all(np.abs(a - b).max() > 8 for n, a in enumerate(each) for b in each[:n])
+    # Ddim's eta of 1 is ddpm; and the sheet shows the same six, each with its caption.
+    draws("--count=3", "--out=sheet.png", "--solver=ddpm")
+    assert np.abs(drawn_on(folder / "sheet.png", count=6, across=4)[:, 0] - each).max() <= 1
+    # A folder that is there; the first image has its noise whatever else is drawn.
+    here(sample.main, "--run=runs/student_teacher", "--steps=3", "--prompt=red square",
+         "--solver=ddpm", "--out=many")  # fmt: skip
+    assert np.abs(np.asarray(Image.open(files[0])).astype(int) - each[0]).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -187,6 +207,13 @@ def test_sample_draws_in_two_languages_and_says_what_it_does_not_know(
         (["--run=runs/student", "--prompt=cat", "--out=x.jpg"], "--out x.jpg"),
         (["--run=runs/student", "--prompt=cat", "--out=no/where.png"], "no is no folder"),
         (["--run=runs/student", "--prompt=cat", "--solver=magic"], "'magic'"),
+        (["--run=runs/student", "--prompt=cat", "--count=0"], "--count is 0; give 1 or more"),
+        (["--run=runs/student", "--prompt=cat", "--count=10001"], "more than 10000 images"),
+        (["--run=runs/student", "--prompt=cat", "--eta=1.5"], "eta is 1.5: it must be from 0 to"),
+        (["--run=runs/student", "--prompt=cat", "--eta=1", "--solver=euler"], "only ddim knows"),
+        (["--run=runs/student", "--prompt=cat", "--out=no/where/"], "no is no folder"),
+        (["--run=runs/student", "--prompt=cat", "--out=teacher.py/"], "teacher.py is a file"),
+        (["--run=runs/student", "--prompt=cat", "--out="], "is no .png file name, nor a folder"),
     ],
 )
 def test_sample_refuses_in_one_line_and_writes_nothing(

@@ -194,7 +194,7 @@ def schedule(values: Mapping[str, Any], where: str) -> tuple[Schedule, Predictio
         ("prediction_type", kind, PREDICTIONS),
         ("_class_name", values.get("_class_name"), SCHEDULERS),
     ):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise UserError(f"{where}: {name} {value!r} is none of {', '.join(known)}")
     levels = Schedule(
         kind=BETAS[betas],  # pyright: ignore[reportArgumentType]

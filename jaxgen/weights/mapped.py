@@ -112,10 +112,13 @@ def _shards(index: Path) -> list[Path]:
 def _places(index: Path) -> dict[str, str]:
     """The file of each tensor."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(tensor): str(name) for tensor, name in places.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index} is no index of weights ({error}); copy it again") from None
+    for tensor, name in places.items():
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{index} names no file for {tensor}, but {name!r}; copy it again")
+    return places
 
 
 def _variant(file: Path) -> str:

@@ -78,6 +78,8 @@ def load(folder: str | Path) -> tuple[Pipeline, Tokenizer, denoiser.Weights]:
     folder = hub.located(str(folder))
     if storage.is_remote(folder):
         raise UserError(f"{folder}: published weights are mapped into memory; copy them here first")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of published weights{hub.hint(folder)}")
     pipeline, tokenizer = describe(folder)
     model = pipeline.model
     shapes = jax.eval_shape(functools.partial(denoiser.init, model, 8), jax.random.key(0))
@@ -191,7 +193,7 @@ def _index(folder: Path) -> dict[str, Any]:
     """What model_index.json says, checked."""
     index = _json(folder / INDEX)
     kind = index.get("_class_name")
-    if kind not in _PIPELINES:
+    if not isinstance(kind, str) or kind not in _PIPELINES:
         raise UserError(f"{folder / INDEX} is of a {kind}; jaxgen opens {' and '.join(_PIPELINES)}")
     for name in _PIPELINES[kind]:
         entry = index.get(name)

@@ -36,6 +36,7 @@ from jaxgen.weights import hub, outward, pipelines
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
 PROMPTS = ["a red heart!", "trois pommes, yes!! vertes!"]
+ANCESTRAL = Sampler(steps=4, solver="euler_ancestral", guidance=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,16 @@ def folder(tmp_path_factory):
     [
         ("sd15", Sampler(steps=20, guidance=5.0), "", False),
         ("sd21", Sampler(steps=20, guidance=5.0, strength=0.57), "lemons", True),
+        ("sd21", Sampler(steps=20, guidance=5.0), "", False),
+        ("sd21", ANCESTRAL, "", False),
         ("sd-turbo", Sampler(steps=1, solver="euler_ancestral"), "", False),
         ("sdxl", Sampler(steps=20, guidance=5.0), "", False),
+        ("sdxl", ANCESTRAL, "", False),
+        ("sdxl-turbo", Sampler(steps=1, solver="euler_ancestral"), "", False),
     ],
-    ids=["sd15-ddim", "sd21-ddim-negative-from-images", "turbo-one", "sdxl-ddim"],
-)
+    ids=["sd15-ddim", "sd21-ddim-negative-from-images", "sd21-ddim", "sd21-ancestral", "turbo-one",
+         "sdxl-ddim", "sdxl-ancestral", "sdxl-turbo-one"],
+)  # fmt: skip
 def test_draws_what_diffusers_draws(folder, family, sampler, negative, start):
     path, theirs = folder(family)
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8) if start else None
@@ -253,17 +259,19 @@ def test_half_the_precision_is_not_for_the_codec(folder):
         assert kinds == {"text": {kind}, "denoiser": {kind}, "codec": {"float32"}}
 
 
+@pytest.mark.parametrize("method", ["add", "ladd"])
 @pytest.mark.parametrize(
     ("name", "unet", "texts"),
     [
-        ("add_sd15", SD15_UNET, [CLIP_L]),
-        ("add_sd21", SD21_UNET, [OPENCLIP_H]),
-        ("add_sdxl", SDXL_UNET, [dataclasses.replace(CLIP_L, penultimate=True), OPENCLIP_BIGG]),
+        ("sd15", SD15_UNET, [CLIP_L]),
+        ("sd21", SD21_UNET, [OPENCLIP_H]),
+        ("sdxl", SDXL_UNET, [dataclasses.replace(CLIP_L, penultimate=True), OPENCLIP_BIGG]),
     ],
 )
-def test_each_config_accepts_the_weights_that_it_is_for(name, unet, texts):
+def test_each_config_accepts_the_weights_that_it_is_for(method, name, unet, texts):
     """Whatever their size in pixels and what the config computes in."""
-    config = configs.load(name)
+    config = configs.load(f"{method}_{name}")
+    config.check()
     model = Denoiser(
         text=texts[0],
         text_2=texts[1] if len(texts) > 1 else None,
@@ -345,6 +353,10 @@ def test_a_bare_name_of_a_repository_is_known_as_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"is no run folder.*; if .* give hf:stabilityai/sd-turbo$"):
         stages.read(stages.run_folder("stabilityai/sd-turbo"))
+    with pytest.raises(UserError, match=r"sd-turbo is no folder .*; if .* give hf:stabilityai/sd-"):
+        pipelines.load("stabilityai/sd-turbo")
+    with pytest.raises(UserError, match=r"^nowhere is no folder of published weights$"):
+        pipelines.load("nowhere")
     Path("runs").mkdir()
     with pytest.raises(UserError, match=r"published weights; train one, .* shipped:classifier$"):
         stages.read(stages.run_folder("runs/add"))
@@ -363,7 +375,7 @@ def test_what_went_out_comes_in_again(folder, tmp_path, family):
         np.testing.assert_array_equal(leaf, flatten_dict(weights, sep="/")[name], err_msg=name)
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "again")
     theirs.set_progress_bar_config(disable=True)
-    ours, expected = published.both(path, theirs, PROMPTS, Sampler(steps=2, guidance=5.0))
+    ours, expected = published.both(path, theirs, PROMPTS, ANCESTRAL)
     np.testing.assert_allclose(ours, expected, atol=1.01 / 255)
 
 
@@ -403,10 +415,13 @@ def _pickled(path: Path):
     file.rename(file.with_suffix(".bin"))
 
 
-def _escaping(path: Path):
-    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    index = path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../vae/x.safetensors"}}))
+def _placed_in(name: Any):
+    def harm(path: Path):
+        (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        index = path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
+
+    return harm
 
 
 def _pickled_in_shards(path: Path):
@@ -449,6 +464,14 @@ def _without(path: Path):
         (
             lambda p: _edited(p, "model_index.json", _class_name="FluxPipeline"),
             r"is of a FluxPipeline; jaxgen opens StableDiffusionPipeline and",
+        ),
+        (
+            lambda p: _edited(p, "model_index.json", _class_name=["StableDiffusionPipeline"]),
+            r"is of a \['StableDiffusionPipeline'\]; jaxgen opens StableDiffusionPipeline and",
+        ),
+        (
+            lambda p: _edited(p, "scheduler/scheduler_config.json", _class_name=["DDIMScheduler"]),
+            r"scheduler: _class_name \['DDIMScheduler'\] is none of DDIMScheduler",
         ),
         (
             lambda p: _edited(p, "unet/config.json", in_channels=9),
@@ -503,7 +526,12 @@ def _without(path: Path):
         (_truncated, r"diffusion_pytorch_model.safetensors cannot be read"),
         (_long_header, r"diffusion_pytorch_model.safetensors cannot be read"),
         (_pickled, r"a pickle, which may run any program .* take the .safetensors"),
-        (_escaping, r"names '../vae/x.safetensors', which is no file beside it: refused"),
+        (
+            _placed_in("../vae/x.safetensors"),
+            r"names '../vae/x.safetensors', which is no file beside it: refused",
+        ),
+        (_placed_in(""), r"index.json names no file for conv_in.weight, but ''; copy it again"),
+        (_placed_in(None), r"index.json names no file for conv_in.weight, but None; copy it again"),
         (_pickled_in_shards, r"holds diffusion_pytorch_model-1.bin, a pickle, which may run"),
         (_of_type(np.uint8), r"conv_in.bias is of type U8, which is not read"),
         (_of_type(np.int32), r"unet: .*: conv_in.bias is of int32, and no float"),

@@ -1,0 +1,26 @@
+"""LADD of Stable Diffusion XL base at 512 px: its student, judged by what it sees itself.
+
+Command:  python -m jaxgen.train --config=ladd_sdxl --teacher=FOLDER --data.name=imagefolder:PATH
+          FOLDER holds the published weights in diffusers' layout; of the pictures only the captions
+          are used, for which the teacher draws its own.
+Hardware: three times the memory of ladd_sd21.py.
+Result:   not trained yet: no published weights were at hand.
+"""
+
+import dataclasses
+
+from jaxgen import config as configs
+from jaxgen.methods.add import Add
+from jaxgen.methods.ladd import Ladd
+
+like, teacher = configs.load("ladd_sd21"), configs.load("add_sdxl")
+assert isinstance(like, Ladd)
+assert isinstance(teacher, Add)
+
+config = dataclasses.replace(
+    like,
+    name="ladd_sdxl",
+    teacher=teacher.teacher,
+    model=teacher.model,
+    autoencoder=teacher.autoencoder,
+)
