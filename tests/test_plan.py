@@ -56,7 +56,7 @@ def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
 @needs_compiler
 @pytest.mark.parametrize("name", ["classifier"])
 def test_a_layer_of_each_kind_of_an_embedded_config_fits_v5e_2x2(name: str) -> None:
-    """The others take a minute and more: `python -m benchmarks.shallow`."""
+    """The others take longer, 90 s of CPU the vae: `python -m benchmarks.shallow`."""
     made = shallow.compiled(name)
     assert made.fits(topologies.parse(shallow.TOPOLOGY))
     assert made.memory
