@@ -4,7 +4,7 @@
     python -m benchmarks.scaling --quick            (hastier programs, a tenth of the time)
     python -m benchmarks.scaling --config add_sd21 --kind v5e --chips 4 16
     python -m benchmarks.scaling --config add_sd21 --chips 16 --fsdp 4   (another mesh)
-    python -m benchmarks.scaling --plot true        (draws the plot again)
+    python -m benchmarks.scaling --plot             (draws the plot again)
 
 Every chip has as many images as on the others. Efficiency is the time that one chip's work takes
 without any exchange, by the roofline of `jaxgen.runtime.costs` on the fewest chips, over the time

@@ -4,6 +4,9 @@ Command:  python -m jaxgen.train --config=add_latent
 Hardware: 2 CPU cores. Trains the codec (vae) and the teacher (latent_diffusion) first.
 Then:     python -m jaxgen.export --run=runs/add_latent --to=diffusers --out=FOLDER
 Memory:   3.9 GB at most (the training of the comparison, one CPU device, batch 24).
+          The decoder keeps its activations (autoencoder.remat="none"): for the gradient through it
+          XLA needs 197 MiB of temporaries at batch 24, by --autoencoder.remat=blocks 174, so that
+          computing them again hardly pays at 64 px; at 512 px, in add_sd21.py, it is on.
 Time:     8 minutes for 334 steps of one core, without the two and the drawing of the teacher's
           samples (cpu-2/add_latent_train.log).
 Result:   after 334 Fréchet distance 12.0 at one step, after 667 with --distillation=0 10.4; its

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 
-from benchmarks import plans
+from benchmarks import plans, shallow
 from jaxgen import config as configs
 from jaxgen import methods, plan, stages
 from jaxgen.config import Mesh
@@ -51,6 +51,25 @@ def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
     assert reduced.devices == 4
     assert reduced.bytes == pytest.approx(parameters, rel=1e-3)
     assert step.costs.guessed_loops == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["classifier"])
+def test_a_layer_of_each_kind_of_an_embedded_config_fits_v5e_2x2(name: str) -> None:
+    """The others take longer, 90 s of CPU the vae: `python -m benchmarks.shallow`."""
+    made = shallow.compiled(name)
+    assert made.fits(topologies.parse(shallow.TOPOLOGY))
+    assert made.memory
+    assert made.memory.arguments["parameters"] > 2**14
+
+
+@pytest.mark.parametrize("name", shallow.CONFIGS)
+def test_a_config_made_shallow_is_one_that_can_be_trained(name: str) -> None:
+    whole = configs.load(name)
+    small = shallow.shallow(whole)
+    small.check()
+    assert (small.data, small.train) == (whole.data, whole.train)
+    assert configs.differences(small, whole)
 
 
 @needs_compiler
