@@ -215,7 +215,7 @@ def _torch(folder: Path, options: Options) -> dict[str, Draw]:
         "up_block_types": ("UpDecoderBlock2D",) * levels,
     }
     vae: Any = AutoencoderKL(**shape["vae"], **blocks, scaling_factor=0.5)
-    marks = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    marks: dict[str, Any] = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
     texts: list[Any] = [
         kind(CLIPTextConfig(**shape[name], **marks))
         for name, kind in (("text", CLIPTextModel), ("text_2", CLIPTextModelWithProjection))
