@@ -5,8 +5,8 @@ Hardware: 2 CPU cores.
 Time:     59 minutes for 2000 steps on a shared core, on the 274 pictures of
           --data.name=openmoji:smileys-emotion,food-drink (cpu-2/vae_train.log).
 Result:   there, 27.3 dB on 26 held-out pictures (26.2 to 28.3), most hardly changed to the eye. The
-          discriminator was at chance soon after it had joined in and taught nothing
-          (docs/methods.md).
+          discriminator was at chance soon after it had joined in and taught nothing; it has a
+          head start since, with which 800 steps were tried alone (docs/methods.md).
 
 The plain autoencoder that `python -m benchmarks.continuity` sets beside it:
 python -m jaxgen.train --config=vae --name=vae_plain --kl=0
