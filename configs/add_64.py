@@ -3,8 +3,8 @@
 Command:  python -m jaxgen.train --config=add_64
 Hardware: meant for one GPU or one TPU host; not trained yet, so neither time nor result is known.
 Plan:     python -m jaxgen.plan --config=add_64 --topology=v5e:2x4 --quick
-          says that it fits: at most 2.30 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 18.1 ms, 20.6 ms if nothing hides what the links carry.
+          says that it fits: at most 2.27 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 17.5 ms, 20 ms if nothing hides what the links carry.
 """
 
 from jaxgen import config as configs
