@@ -20,8 +20,10 @@ def quick(monkeypatch):
 def test_real_images_fool_it(halves):
     real, other, _ = halves
     found = expert_judge(real, other, jax.random.key(0))
-    assert found.low < 0.5 < found.high
-    assert found.high - found.low < 0.12
+    # Of 400 verdicts by chance, four standard deviations; what rounding does to the training of one
+    # judge, which its interval knows nothing of, differs between machines.
+    assert abs(found.value - 0.5) < 0.1
+    assert 0.06 < found.high - found.low < 0.12
 
 
 def _blurred(images, groups):
