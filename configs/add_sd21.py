@@ -5,11 +5,10 @@ Command:  python -m jaxgen.train --config=add_sd21 --teacher=FOLDER --data.name=
           --judge.weights=FILE, those of DINOv2 ViT-S/14, is the paper's judge.
 Hardware: meant for a TPU slice such as v5e:4x4, or for several GPUs; on none has it been trained.
 Plan:     python -m jaxgen.plan --config=add_sd21 --topology=v5e:4x4 --quick
-          says that it fits: at most 12.58 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 1 s, 1.78 s if nothing hides what the links carry.
-          To draw its grids, 16 images at once, takes at most 11.58. Both are of the programs from
-          before images were kept split over the batch (`jaxgen.runtime.mesh.known`), which takes
-          most of the decoder's share away; the whole has not been compiled since.
+          says that it fits: at most 3.48 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 588 ms, 752 ms if nothing hides what the links carry; to draw its
+          grids, 16 images at once, takes at most 2.84 GiB. (12.58 GiB, 1 s and 1.78 s before
+          images were kept split over the batch, see `jaxgen.runtime.mesh.known`.)
 Result:   not trained yet: no published weights were at hand. The whole path, from a folder of
           random weights to one that diffusers opens, is a test.
 """
