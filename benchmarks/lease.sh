@@ -33,8 +33,9 @@ HELP
 fail() { echo "jaxgen: $1" >&2 && exit 2; }
 
 minutes=${MINUTES:-3} python=${PYTHON:-python3} out=${OUT:-/tmp/out} site=${SITE:-/tmp/site}
-teacher=(--train.steps="${TEACHER:-3000}" --train.batch="${TEACHER_BATCH:-128}")
-student=(--train.steps="${STUDENT:-1000}" --train.batch="${STUDENT_BATCH:-128}")
+teacher=(--config=diffusion_64 --train.batch="${TEACHER_BATCH:-128}" --train.sample-every=0)
+student=(--config=add_64 --train.batch="${STUDENT_BATCH:-128}" --train.sample-every=0
+  --train.steps="${STUDENT:-1000}")
 read -ra batches <<<"${BATCHES:-8 1}"
 [[ $# -gt 0 && $1 != --help ]] || { usage && exit 0; }
 [[ $minutes =~ ^[1-9][0-9]*$ ]] || fail "MINUTES=$minutes: give a whole number, 1 or more"
@@ -66,10 +67,9 @@ timed() { timeout $((60 * minutes + 45)) "$python" -m "$@" 2>&1; }
 # program depends on weights. Its words must have been met, so it sees some batches.
 warm() {
   export XLA_PYTHON_CLIENT_MEM_FRACTION=.22
-  ours jaxgen.train --config=diffusion_64 --name=untrained --train.steps=8 \
-    --train.batch="${TEACHER_BATCH:-256}" --optimizer.warmup=0
-  ours jaxgen.train --config=add_64 --name=warm --teacher=runs/untrained "${student[@]}" \
-    --drawn.count=256 >runs/warm_student.log &
+  ours jaxgen.train "${teacher[@]}" --name=untrained --train.steps=8
+  ours jaxgen.train "${student[@]}" --name=warm --teacher=runs/untrained --drawn.count=256 \
+    >runs/warm_student.log &
   local child=$!
   while kill -0 $child && ! grep -q 'warm: compiled' runs/warm_student.log; do sleep 1; done
   kill -9 $child
@@ -95,11 +95,10 @@ for part in "$@"; do
       warm >runs/warm.log 2>&1 &
       warming=$!
       set +m
-      XLA_PYTHON_CLIENT_MEM_FRACTION=.45 ours jaxgen.train --config=diffusion_64 "${teacher[@]}" |
-        tee runs/diffusion_64.log || code=$?
+      XLA_PYTHON_CLIENT_MEM_FRACTION=.45 ours jaxgen.train "${teacher[@]}" \
+        --train.steps="${TEACHER:-3000}" | tee runs/diffusion_64.log || code=$?
       kill -9 -- -$warming 2>/dev/null
-      ours jaxgen.train --config=add_64 --teacher=runs/diffusion_64 "${student[@]}" |
-        tee runs/add_64.log || code=$?
+      ours jaxgen.train "${student[@]}" --teacher=runs/diffusion_64 | tee runs/add_64.log || code=$?
       ;;
     measure)
       for run in "add_64 1,4" "diffusion_64 50,8,4,1"; do

@@ -191,10 +191,9 @@ def _jaxgen(
     program = jax.jit(sample, static_argnums=3)
     compiled = program.lower(weights, key, placed, sampler).compile()
     shape = (len(ids), config.side, config.side, config.model.unet.channels)
-    noise = jax.random.normal(jax.random.split(key)[0], shape)
-    return lambda: compiled(weights, key, placed), np.array(
-        noise
-    )  # PyTorch warns of what cannot be written to
+    # A copy, as PyTorch warns of what cannot be written to.
+    noise = np.array(jax.random.normal(jax.random.split(key)[0], shape))
+    return lambda: compiled(weights, key, placed), noise
 
 
 def _torch(folder: Path, options: Options) -> dict[str, Draw]:

@@ -27,13 +27,13 @@ config = Add(
     judge=JudgeConfig(
         taps=(2, 4, 10, 15), resize=128, dtype="bfloat16", augment=("translation", "cutout")
     ),
-    # Pairs, as in add_paired.py.
+    # Pairs, rates and weights as in add_paired.py or gentler, untuned here.
     drawn=Drawing(count=8192, steps=16, guidance=teacher.guidance),
     regression=60.0,
     distillation=300.0,
     teacher_range=(0.3, 0.9),
     frequency=(3, 1, 1, 1),
-    train=Train(steps=10_000, batch=128, ema=0.999, sample_every=0, checkpoint_every=1000),
+    train=Train(steps=10_000, batch=128, ema=0.999, sample_every=1000, checkpoint_every=1000),
     optimizer=Optimizer(learning_rate=3e-4, warmup=100, b1=0.5, b2=0.99),
     judge_optimizer=Optimizer(learning_rate=5e-4, warmup=0, b1=0.0, b2=0.99, clip=10.0),
 )

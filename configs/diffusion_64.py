@@ -39,6 +39,6 @@ config = Diffusion(
     ),
     shown=small.shown,
     guidance=small.guidance,
-    train=Train(steps=40_000, batch=256, ema=0.9995, sample_every=0, checkpoint_every=2000),
+    train=Train(steps=40_000, batch=256, ema=0.9995, sample_every=2000, checkpoint_every=2000),
     optimizer=Optimizer(learning_rate=5e-4, warmup=500),
 )
