@@ -71,8 +71,9 @@ def _told(config: Hosts, seconds: float) -> str:
 
 def _gather(config: Hosts, give_up: float) -> None:
     came: dict[int, socket.socket] = {}
+    others = config.count - 1
     with contextlib.ExitStack() as lines, _listening(config) as door:
-        while len(came) < config.count - 1:
+        while len(came := {n: line for n, line in came.items() if _is_there(line)}) < others:
             door.settimeout(max(0.01, give_up - time.monotonic()))
             try:
                 line = lines.enter_context(door.accept()[0])

@@ -89,15 +89,24 @@ def test_another_count_is_told_to_all_at_once(config: Hosts) -> None:
             process.result()
 
 
+def refused(config: Hosts, index: int) -> None:
+    (again,) = started(config, index)
+    with pytest.raises(UserError, match=rf"process {index} of 3 has come already; give each its"):
+        again.result()
+
+
 def test_a_number_that_has_come_is_refused_until_its_process_has_gone(config: Hosts) -> None:
+    """And one that has gone is not counted when all others have come."""
     with ThreadPoolExecutor() as pool:
         first = pool.submit(arrivals.meet, config)
         with come(config, 1):
-            (again,) = started(config, 1)
-        with pytest.raises(UserError, match=r"process 1 of 3 has come already; give each its own"):
-            again.result()
-        anew = started(config, 1, 2)
-    assert [process.exception() for process in (first, *anew)] == [None] * 3
+            refused(config, 1)
+        with come(config, 2) as told:
+            refused(config, 2)
+            assert not first.done(), "process 1 has gone"
+            (anew,) = started(config, 1)
+            assert told.readline() == b"all here\n"
+    assert [process.exception() for process in (first, anew)] == [None] * 2
 
 
 def test_a_port_in_use_is_said_at_once(config: Hosts) -> None:
