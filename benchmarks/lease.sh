@@ -22,11 +22,12 @@ benchmarks/pack.sh made; it is unpacked by the first command.
 MINUTES=3 BATCHES='8 1' TEACHER=3000 TEACHER_BATCH=128 STUDENT=1000 STUDENT_BATCH=128 PYTHON=python3
 OUT=/tmp/out SITE=/tmp/site
 
-Of fifteen minutes, say: what the machine is and a teacher's pace, then the latency; then the
-training, of as many steps as that pace allows.
+On an H200 latency:add_sd21 took two minutes for one of the batches; three are too short for
+step:diffusion_64 and for the rivals' two batches. Of fifteen minutes, which begin with the
+machine's start, and where thirty seconds without a command end the loan:
 
-  benchmarks/lease.sh step:diffusion_64 latency:add_sd21 rivals
-  TEACHER=3000 STUDENT=1000 benchmarks/lease.sh train measure
+  MINUTES=5 BATCHES=8 benchmarks/lease.sh rivals step:diffusion_64
+  TEACHER=3000 STUDENT=1000 benchmarks/lease.sh train measure      (another time)
 HELP
 }
 

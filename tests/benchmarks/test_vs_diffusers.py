@@ -78,9 +78,7 @@ def test_what_cannot_be_compiled_is_left_out(drawn: dict[str, Any]) -> None:
     ]
 
 
-def test_a_batch_that_does_not_fit_leaves_the_others_written(
-    drawn: dict[str, Any], tmp_path: Path
-) -> None:
+def test_what_does_not_fit_leaves_all_else_written(drawn: dict[str, Any], tmp_path: Path) -> None:
     def compiled(ids: Any, noise: Any) -> Any:
         if len(ids) > 1:
             raise MemoryError
@@ -90,7 +88,8 @@ def test_a_batch_that_does_not_fit_leaves_the_others_written(
     with pytest.raises(MemoryError):
         vs_diffusers.measure(Options(batches=(1, 2), repeats=1))
     (path,) = tmp_path.rglob("vs_diffusers_tiny_float32.json")
-    assert [row["batch"] for row in json.loads(path.read_text())["rows"]] == [1, 1, 1]
+    rows = [(row["batch"], row["who"]) for row in json.loads(path.read_text())["rows"]]
+    assert rows == [(1, "jaxgen"), (1, "eager"), (1, "compile"), (2, "jaxgen"), (2, "eager")]
 
 
 def test_without_diffusers_it_says_so_in_a_line(
