@@ -229,7 +229,7 @@ def _stepped(config: Experiment, shape: Mesh, frozen: Any, first: Any) -> tuple[
     finally:
         meshes.SHARD_FROM = threshold
     step = jax.jit(
-        functools.partial(method.train_step, config),
+        meshes.known(mesh, functools.partial(method.train_step, config)),  # as `loop.program` does
         out_shardings=(placed, meshes.replicated(mesh)),
     )
     state, metrics = step(

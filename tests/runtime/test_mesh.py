@@ -5,10 +5,12 @@ import dataclasses
 import functools
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -24,6 +26,7 @@ from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.state import State
+from jaxgen.text.encoder import TextConfig, TextEncoder
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,7 @@ def test_beside_what_may_differ_more_the_others_may_not() -> None:
         (Mesh(data=1, fsdp=8), 16, 4),
         (Mesh(data=2, fsdp=4), 16, 4),
         (Mesh(), 16, 0),
-        (Mesh(data=1, fsdp=8), 12, 0),  # a batch of another size is left alone
+        (Mesh(data=1, fsdp=8), 12, 0),  # what the devices do not divide is left alone
     ],
 )
 def test_where_parameters_are_split_images_stay_where_they_are(
@@ -195,6 +198,57 @@ def test_where_parameters_are_split_images_stay_where_they_are(
     text = str(traced.jaxpr)
     assert text.count("sharding_constraint[") == told
     assert text.count("('data', 'fsdp')") >= told
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_noise_drawn_in_a_program_is_split_too(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where XLA is not told, the gradient holds all images on every device."""
+    monkeypatch.setattr(meshes, "SHARD_FROM", 64)
+    mesh = meshes.make(Mesh(data=2, fsdp=4), 8)
+    network = nn.Sequential(
+        [nn.Conv(32, (3, 3)), nn.silu, nn.Conv(32, (3, 3)), nn.Conv(16, (3, 3))]
+    )
+    size = (8, 16, 16, 16)
+    weights = jax.eval_shape(network.init, jax.random.key(0), np.zeros(size, np.float32))
+    weights = meshes.shaped(weights, meshes.over_parameters(mesh, weights))
+
+    def slope(weights: Any) -> jax.Array:
+        noise = jax.random.normal(jax.random.key(0), size)
+        return jax.grad(lambda z: jnp.sum(network.apply(weights, z) ** 2))(noise)
+
+    program = jax.jit(meshes.known(mesh, slope) if told else slope).lower(weights).compile()
+    assert bool(re.search(r"f32\[8,16,16,\d+\]", program.as_text())) != told
+
+
+def test_a_table_of_positions_is_no_batch() -> None:
+    """Though the devices divide its length, it stays whole: nothing has to travel."""
+    mesh = meshes.make(Mesh(data=1, fsdp=8), 8)
+    network = TextEncoder(TextConfig(vocabulary=40, width=16, layers=1, heads=2, length=16))
+    ids = jax.ShapeDtypeStruct((8, 16), np.int32, sharding=meshes.over_batch(mesh))
+    weights = jax.eval_shape(network.init, jax.random.key(0), ids)
+    weights = meshes.shaped(weights, jax.tree.map(lambda _: meshes.replicated(mesh), weights))
+    program = jax.jit(meshes.known(mesh, network.apply)).lower(weights, ids).compile()
+    assert "all-gather" not in program.as_text()
+
+
+def test_no_other_program_is_told_of_the_mesh() -> None:
+    """Neither one that is traced meanwhile in another thread, nor the next after a failure."""
+    mesh, module = meshes.make(Mesh(data=1, fsdp=8), 8), nn.Dense(4)
+    image = jax.ShapeDtypeStruct((8, 4), np.float32)
+    weights = jax.eval_shape(module.init, jax.random.key(0), image)
+
+    def told() -> int:
+        return str(jax.make_jaxpr(module.apply)(weights, image)).count("sharding_constraint[")
+
+    def failing(weights: Any) -> None:
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(told).result() == 0
+        assert told() == 2
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        jax.jit(meshes.known(mesh, failing)).trace(weights)
+    assert told() == 0
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient", "parameter"])
