@@ -4,10 +4,9 @@ Command:  python -m jaxgen.train --config=add_sd15 --teacher=FOLDER --data.name=
           FOLDER holds the published weights in diffusers' layout.
 Hardware: as add_sd21.py.
 Plan:     python -m jaxgen.plan --config=add_sd15 --topology=v5e:4x4 --quick
-          says that it fits: at most 12.53 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 998 ms, 1.77 s if nothing hides what the links carry.
-          That is of the program from before images were kept split over the batch, which brought
-          add_sd21.py from 12.58 to 3.48 GiB; its sampler has not been compiled.
+          says that it fits: at most 3.43 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 587 ms, 746 ms if nothing hides what the links carry; to draw its
+          grids, 16 images at once, takes at most 2.76 GiB.
 Result:   not trained yet: no published weights were at hand.
 """
 
