@@ -22,12 +22,13 @@ benchmarks/pack.sh made; it is unpacked by the first command.
 MINUTES=3 BATCHES='8 1' TEACHER=3000 TEACHER_BATCH=128 STUDENT=1000 STUDENT_BATCH=128 PYTHON=python3
 OUT=/tmp/out SITE=/tmp/site
 
-On an H200 latency:add_sd21 took two minutes for one of the batches; three are too short for
-step:diffusion_64 and for the rivals' two batches. Of fifteen minutes, which begin with the
-machine's start, and where thirty seconds without a command end the loan:
+On an H200 a batch of latency:add_sd21 took two minutes, one of the rivals three and a half, and
+two were too few to compile step:diffusion_64. Fifteen minutes begin with the machine's start, and
+thirty seconds without a command end the loan, so have the next command ready:
 
-  MINUTES=5 BATCHES=8 benchmarks/lease.sh rivals step:diffusion_64
-  TEACHER=3000 STUDENT=1000 benchmarks/lease.sh train measure      (another time)
+  TEACHER=5000 STUDENT=2000 benchmarks/lease.sh train
+  benchmarks/lease.sh measure
+  MINUTES=5 benchmarks/lease.sh step:diffusion_64 unet      (another time)
 HELP
 }
 
