@@ -143,7 +143,8 @@ class BatchNormLocal(nn.Module):
     """Normalises each channel over the tokens of a few images; keeps no statistics.
 
     A group is 8 consecutive images of the whole batch, however it is sharded; where 8 does not
-    divide the batch, its largest divisor below 8.
+    divide the batch, its largest divisor below 8. Where a group lies across devices, its feature
+    maps travel.
     """
 
     @nn.compact

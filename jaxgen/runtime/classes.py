@@ -26,7 +26,7 @@ def probabilities(
     predict: Predict, weights: Any, images: Images, count: int, batch: int, mesh: jax.sharding.Mesh
 ) -> Float[np.ndarray, "count classes"]:
     """Of the first `count` images, `batch` at a time through one compiled program."""
-    program = jax.jit(predict, out_shardings=meshes.replicated(mesh))
+    program = jax.jit(meshes.known(mesh, predict), out_shardings=meshes.replicated(mesh))
     placed = jax.device_put(weights, meshes.replicated(mesh))
     found = []
     for start in range(0, count, batch):
