@@ -319,6 +319,10 @@ def test_every_config_for_more_than_a_cpu_claims_a_slice_or_is_known_not_to() ->
     assert named - {name for name, _ in plans.claims()} == UNPLANNED
 
 
+def test_every_embedded_method_claims_the_smallest_slice() -> None:
+    assert {(name, shallow.TOPOLOGY) for name in shallow.CONFIGS} <= set(plans.claims())
+
+
 def test_results_can_be_read_by_others() -> None:
     written = json.loads(plans.RESULTS.read_text("utf-8"))["plans"]
     assert [plans.key(row) for row in written] == plans.claims()
