@@ -52,7 +52,10 @@ class Options:
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
-        print(draw(read(Path(options.log)), [], Path(options.out)))
+        told = draw(read(Path(options.log)), [], Path(options.out))
+        if told == charts.MISSING:  # and there is nothing else to be had
+            raise UserError(told)
+        print(told)
 
 
 def read(path: Path) -> list[dict[str, float]]:

@@ -276,6 +276,7 @@ def test_killed_and_resumed_is_bit_for_bit_undisturbed(folder: Path, trained, re
     cut.send_signal(signal.SIGINT)
     out, _ = cut.communicate()
     assert cut.returncode == 130, out
+    assert "saving after this step; once more to stop at once" in out
     assert "going on from the checkpoint of step" in out
     assert "the same command goes on from there" in out
     finish(start(folder, "killed"))

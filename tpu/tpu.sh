@@ -161,6 +161,10 @@ ask() {
   errors=$(mktemp)
   trouble=''
   if ! answer=$("$@" 2>"$errors"); then
+    ! grep -q core/project "$errors" || {
+      rm -f "$errors"
+      fail 'gcloud has no project; give --project=ID, or run: gcloud config set project ID'
+    }
     trouble=$(grep -v '^ *$' "$errors" | tail -n 1) trouble=${trouble#jaxgen: } answer=UNKNOWN
     ! grep -q NOT_FOUND "$errors" || answer=MISSING
   fi

@@ -15,6 +15,7 @@ from jaxgen.config import Hosts
 from jaxgen.errors import UserError
 
 _ALL_HERE = b"all here\n"
+_REFUSED = "refused: "  # before the reason
 _HELLO = "jaxgen"  # before index and count; who says anything else is somebody else
 _LONGEST = 500  # bytes of an answer
 _PAUSE = 0.2  # seconds between tries
@@ -64,9 +65,17 @@ def _told(config: Hosts, seconds: float) -> str:
             answer = line.makefile("rb").readline(_LONGEST)
         except TimeoutError:
             return "it waits for others"
-    if answer.endswith(b"\n") and answer != _ALL_HERE:
-        raise UserError(answer.decode().strip())
-    return "" if answer == _ALL_HERE else "it hung up"
+    if answer == _ALL_HERE:
+        return ""
+    if not answer.endswith(b"\n"):
+        return "it hung up"
+    words = answer.decode(errors="replace").strip()
+    if not words.startswith(_REFUSED):
+        raise UserError(
+            f"at {config.coordinator} answers what is no process of jaxgen ({words[:40]!r}); give "
+            "--hosts.coordinator the host and a free port of the process with --hosts.index 0"
+        )
+    raise UserError(words.removeprefix(_REFUSED))
 
 
 def _gather(config: Hosts, give_up: float) -> None:
@@ -99,11 +108,11 @@ def _enter(
             f"the processes differ in hosts.count: {config.count} in process 0, {count} in process "
             f"{number}; start all with the same"
         )
-        _tell([*came.values(), line], f"{differ}\n".encode())
+        _tell([*came.values(), line], f"{_REFUSED}{differ}\n".encode())
         raise UserError(differ)
     if number in came and _is_there(came[number]):
         reason = f"process {number} of {count} has come already; give each its own --hosts.index"
-        _tell([line], f"{reason}\n".encode())
+        _tell([line], f"{_REFUSED}{reason}\n".encode())
     else:
         came[number] = line
 

@@ -28,10 +28,12 @@ from jax.experimental import multihost_utils
 import jaxgen
 from jaxgen.config import Hosts
 from jaxgen.data.source import digest
-from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, UserError, mendable
+from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, EXIT_INTERRUPTED, UserError, mendable
 from jaxgen.runtime import arrivals
 
 AUTO = "auto"
+PATIENCE = 2.0  # seconds in which the main thread is to hear of Ctrl-C
+_HEARD = threading.Event()
 _LOST = (
     "gloo",
     "coordination",
@@ -203,18 +205,23 @@ def told_to_go() -> Iterator[None]:
     """SIGTERM ends the process at once with EXIT_AGAIN, but where another handler is in force.
 
     Such as the training loop's, which saves. A thread sees to it, since the main one may be in the
-    compiler for minutes, which no handler interrupts. Several processes that have joined are told
-    by JAX instead, and stop together when the loop has done its next step (`preempted`).
+    compiler for minutes, which no handler interrupts. Nor does Ctrl-C: what has not heard it within
+    PATIENCE seconds is ended likewise, with EXIT_INTERRUPTED. Several processes that have joined
+    are told of SIGTERM by JAX, and stop together when the loop has done its next step
+    (`preempted`).
     """
     read, write = os.pipe()
     os.set_blocking(write, False)
-    before = signal.signal(signal.SIGTERM, _noted), signal.set_wakeup_fd(write)
+    handlers = {signal.SIGTERM: _noted, signal.SIGINT: _interrupted}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    wakes = signal.set_wakeup_fd(write)
     threading.Thread(target=_heed, args=(read,), daemon=True).start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.set_wakeup_fd(before[1])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakes)
         os.close(write)
 
 
@@ -227,11 +234,22 @@ def _noted(*_: Any) -> None:
     """The thread acts on it."""
 
 
+def _interrupted(number: int, frame: Any) -> None:
+    """As Python does; and the thread knows that the main one has heard."""
+    _HEARD.set()
+    signal.default_int_handler(number, frame)
+
+
 def _heed(signals: int) -> None:
     with open(signals, "rb", buffering=0) as stream:
         while number := stream.read(1):
             if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _noted:
                 go()
+            if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _interrupted:
+                if not _HEARD.wait(PATIENCE):
+                    told = "interrupted; the same command goes on from what is saved"
+                    leave(EXIT_INTERRUPTED, told)
+                _HEARD.clear()
 
 
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end

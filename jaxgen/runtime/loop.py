@@ -91,7 +91,7 @@ def fit(
             done += 1
             if done == first:
                 jax.block_until_ready(metrics)
-                stop.heed_sigterm()
+                stop.heed()
                 how = "compiled before, loaded" if cached() else "compiled"
                 bar.say(f"{title}: {how} in {duration(time.monotonic() - clock)}")
                 clock, clocked = time.monotonic(), done
@@ -184,11 +184,11 @@ def _mean(pending: list[Metrics], done: int) -> dict[str, float]:
 class _Stop:
     """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once.
 
-    SIGTERM does so from `heed_sigterm` on. From the first signal on the process has GRACE seconds,
-    if the folder is in a bucket.
+    They do so from `heed` on. From the first signal on the process has GRACE seconds, if the folder
+    is in a bucket.
 
     Several processes must stop after the same step. JAX's coordination service sees to that: it
-    takes SIGTERM, and a SIGINT is passed on to it as one.
+    takes SIGTERM, and a SIGINT is passed on to it as one, from the start.
     """
 
     def __init__(self, folder: Path):
@@ -196,16 +196,18 @@ class _Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Stop":
-        self._catch(signal.SIGINT)
+        if self._several:
+            self._catch(signal.SIGINT)
         return self
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def heed_sigterm(self) -> None:
+    def heed(self) -> None:
         """From now on there is something to save."""
         if not self._several:
+            self._catch(signal.SIGINT)
             self._catch(signal.SIGTERM)
 
     def _catch(self, number: int) -> None:
@@ -214,6 +216,8 @@ class _Stop:
 
     def _ask(self, number: int, frame: Any) -> None:
         self.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
+        if number == signal.SIGINT:  # not by print, in whose midst the signal may have come
+            os.write(2, b"\njaxgen: saving after this step; once more to stop at once\n")
         # The handler before may be one that a thread looks for, as it then would at this signal.
         again = self._before[number] if number == signal.SIGINT else hosts.go
         signal.signal(number, again)

@@ -61,12 +61,17 @@ def make(config: MeshConfig, batch: int, devices: Sequence[Any] | None = None) -
         data = max(1, count // fsdp)
     if -1 in (config.data, config.fsdp) and data * fsdp < count:
         given = max(config.data, config.fsdp)
+        divisors = [n for n in range(1, count + 1) if count % n == 0]
         raise UserError(
             f"--mesh.data {config.data} --mesh.fsdp {config.fsdp}: the {count} devices do not "
-            f"divide by {given}; give a divisor, or two counts to leave {count - data * fsdp} idle"
+            f"divide by {given}; give one of {_listed(divisors)}, or both counts, which leaves "
+            f"{count - data * fsdp} idle"
         )
     if data * fsdp > count:
-        raise UserError(f"a mesh of {data} x {fsdp} needs {data * fsdp} devices; there are {count}")
+        raise UserError(
+            f"a mesh of {data} x {fsdp} needs {data * fsdp} devices; there are {count}: lower "
+            "--mesh.data or --mesh.fsdp"
+        )
     if devices is None and jax.process_count() > 1 and data * fsdp < count:
         raise UserError(
             f"a mesh of {data} x {fsdp} leaves {count - data * fsdp} of the {count} devices of "
@@ -74,10 +79,17 @@ def make(config: MeshConfig, batch: int, devices: Sequence[Any] | None = None) -
             f"is {count}"
         )
     if batch % (data * fsdp):
-        raise UserError(f"--train.batch {batch} does not divide over {data} x {fsdp} devices")
+        raise UserError(
+            f"--train.batch {batch} does not divide over {data} x {fsdp} devices; give a multiple "
+            f"of {data * fsdp}"
+        )
     _parsed(config.rules)
     chosen = np.asarray(there[: data * fsdp]).reshape(data, fsdp)
     return jax.sharding.Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def dividing(batch: int) -> jax.sharding.Mesh:

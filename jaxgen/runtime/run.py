@@ -81,7 +81,10 @@ def description(folder: Path) -> tuple[str, Any, str]:
             f"own, such as shipped:diffusion and shipped:classifier{hub.hint(folder)}"
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read ({error})") from None
+        raise UserError(
+            f"{folder / CONFIG} cannot be read ({error}); put it back as it was, or train "
+            "another run with --name"
+        ) from None
 
 
 def labels(folder: Path) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def test_another_count_is_told_to_all_at_once(config: Hosts) -> None:
         with come(config, 1) as told:
             (third,) = started(dataclasses.replace(config, count=4), 2)
             words = "the processes differ in hosts.count: 3 in process 0, 4 in process 2; start all"
-            assert told.read().decode().startswith(words)
+            assert told.read().decode().startswith(f"refused: {words}")
     for process in (first, third):
         with pytest.raises(UserError, match=words):
             process.result()
@@ -107,6 +107,17 @@ def test_a_number_that_has_come_is_refused_until_its_process_has_gone(config: Ho
             (anew,) = started(config, 1)
             assert told.readline() == b"all here\n"
     assert [process.exception() for process in (first, anew)] == [None] * 2
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\xff\xfe\x00\n"])
+def test_somebody_else_at_the_coordinators_address_is_one_line(config: Hosts, said: bytes) -> None:
+    host, port = config.coordinator.split(":")
+    with socket.create_server((host, int(port))) as door, ThreadPoolExecutor() as pool:
+        other = pool.submit(arrivals.meet, dataclasses.replace(config, index=1))
+        with door.accept()[0] as line:
+            line.sendall(said)
+            with pytest.raises(UserError, match=f"at {config.coordinator} answers what is no proc"):
+                other.result()
 
 
 def test_a_port_in_use_is_said_at_once(config: Hosts) -> None:

@@ -1,5 +1,6 @@
-"""A real process that is told to go while its train step compiles, which may take many minutes."""
+"""A real process that is told to stop while its train step compiles, as it may for minutes."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from jaxgen.runtime import hosts, loop
 def program(*_):
     def step(*_):
         print("now", flush=True)
-        ctypes.CDLL(None).system(b"cat")  # no handler of Python's runs until it ends
+        lock, taken = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+        lock(taken), lock(taken)  # for ever, and no handler of Python's runs
     return step
 
 loop.program = program
@@ -29,9 +31,13 @@ with hosts.told_to_go():
 HANGS = 600  # seconds
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGTERM, 75, "told to go"), (signal.SIGINT, 130, "interrupted")],
+)
 @pytest.mark.parametrize("joined", [False, True], ids=["alone", "the only one of a cluster"])
-def test_sigterm_while_the_train_step_compiles_ends_the_process(
-    joined: bool, tmp_path: Path
+def test_a_signal_while_the_train_step_compiles_ends_the_process(
+    joined: bool, number: signal.Signals, code: int, words: str, tmp_path: Path
 ) -> None:
     """Also where JAX has joined it to a cluster, as on a Cloud TPU host, and has taken SIGTERM."""
     with socket.socket() as free:
@@ -40,17 +46,16 @@ def test_sigterm_while_the_train_step_compiles_ends_the_process(
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, coordinator],
         cwd=tmp_path,
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout
     assert any(line.startswith("now") for line in process.stdout), process.communicate()
-    process.terminate()
+    process.send_signal(number)
     try:
-        assert process.wait(HANGS) == 75
+        assert process.wait(HANGS) == code
     finally:
         process.kill()
         _, said = process.communicate()
-    assert "jaxgen: told to go; the same command goes on from what is saved" in said.splitlines()
+    assert f"jaxgen: {words}; the same command goes on from what is saved" in said.splitlines()

@@ -374,6 +374,12 @@ def test_refused_request_is_given_up(cloud: Cloud):
     )
 
 
+def test_without_a_project_the_remedy_is_said(cloud: Cloud):
+    (cloud.folder / "errors").write_text("(gcloud) [project] is not set: set `core/project`\n")
+    said = cloud.watch(code=2).splitlines()[-1]
+    assert said.startswith("jaxgen: gcloud has no project; give --project=ID, or run: gcloud conf")
+
+
 def test_gcloud_that_never_worked_ends_the_watch_and_later_trouble_does_not(cloud: Cloud):
     (cloud.folder / "errors").write_text("(gcloud) PERMISSION_DENIED: enable the TPU API\n")
     said = cloud.watch(code=1).splitlines()[-1]
