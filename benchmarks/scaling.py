@@ -7,7 +7,7 @@
     python -m benchmarks.scaling --plot             (draws the plot again)
 
 Every chip has as many images as on the others. Efficiency is the time that one chip's work takes
-without any exchange, by the roofline of `jaxgen.runtime.costs` on the fewest chips, over the time
+without any exchange, by the roofline of `jaxgen.runtime.costs` in the best program, over the time
 with it: the upper number with all collectives hidden behind other work, the lower with none. What
 links cost by their published bandwidths and a microsecond a hop is in it; stragglers, input and
 compute below the peak, which would make links look cheaper, are not. Programs are compared with
@@ -117,14 +117,17 @@ def compiled(config: Experiment, kind: str, chips: int, quick: bool = False) -> 
 def efficiency(rows: list[dict[str, Any]], row: dict[str, Any]) -> tuple[float, float] | None:
     """The least and the most, of a program that was made; None of one that did not fit.
 
-    It is measured by the usual mesh of the fewest chips whose program was made as this one was.
+    It is measured by the program of a usual mesh that was made as this one was and does its work in
+    the least time. That need not be the one for the fewest chips: the compiler may split it worse.
     """
     if row["costs"] is None:
         return None
     alike = ("config", "kind", "quick")
     own = [r for r in rows if r["costs"] and all(r[name] == row[name] for name in alike)]
-    first = min([r for r in own if usual(r)] or own, key=lambda r: r["chips"])["costs"]
-    alone = max(first["compute_seconds"], first["hbm_seconds"])
+    alone = min(
+        max(r["costs"]["compute_seconds"], r["costs"]["hbm_seconds"])
+        for r in [r for r in own if usual(r)] or own
+    )
     least, most = row["costs"]["seconds"]
     return alone / most, alone / least
 

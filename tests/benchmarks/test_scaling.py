@@ -42,17 +42,22 @@ def test_efficiency_is_the_time_without_links_over_the_time_with_them() -> None:
     assert scaling.efficiency(rows, row(4, 0, costs=None)) is None
 
 
+def test_a_program_that_does_more_work_is_no_measure() -> None:
+    rows = [row(4, 0.0), row(16, 0.0)]
+    rows[0]["costs"] |= {"hbm_seconds": 0.08, "seconds": [0.08, 0.08]}
+    assert [scaling.efficiency(rows, each) for each in rows] == [(0.25, 0.25), (1, 1)]
+
+
 def test_a_program_is_measured_by_those_made_alike_on_the_usual_mesh() -> None:
     hasty = row(4, 0.0, quick=True)
-    hasty["costs"] |= {"hbm_seconds": 0.04, "seconds": [0.04, 0.04]}
+    hasty["costs"] |= {"hbm_seconds": 0.015, "seconds": [0.015, 0.015]}
     other = row(4, 0.0, fsdp=4)
-    other["costs"] |= {"hbm_seconds": 0.08, "seconds": [0.08, 0.08]}
+    other["costs"] |= {"hbm_seconds": 0.01, "seconds": [0.01, 0.01]}
     rows = [hasty, other, row(16, 0.0), row(16, 0.04, quick=True)]
     assert scaling.usual(hasty)
     assert not scaling.usual(other)
     assert scaling.efficiency(rows, rows[2]) == (1, 1)
-    assert scaling.efficiency(rows, rows[3]) == pytest.approx((0.04 / 0.06, 1))
-    assert scaling.efficiency(rows, other) == (0.25, 0.25)
+    assert scaling.efficiency(rows, rows[3]) == pytest.approx((0.25, 0.375))
 
 
 def test_a_program_is_compiled_again_where_the_config_or_the_haste_changed() -> None:
