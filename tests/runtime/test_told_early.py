@@ -11,6 +11,7 @@ import pytest
 PROGRAM = """
 import ctypes
 import sys
+import threading
 from pathlib import Path
 from jaxgen.config import Hosts
 from runtime import test_loop
@@ -18,7 +19,7 @@ from jaxgen.runtime import hosts, loop
 
 def program(*_):
     def step(*_):
-        print("now", flush=True)
+        threading.Timer(1, print, ["now"], {"flush": True}).start()  # when the lock is waited for
         lock, taken = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
         lock(taken), lock(taken)  # for ever, and no handler of Python's runs
     return step
