@@ -50,7 +50,7 @@ def test_a_mesh_is_what_was_asked_for(mesh: Mesh, shape: tuple[int, int]) -> Non
         (Mesh(), 12, "--train.batch 12 does not divide over 8 x 1 devices"),
         (Mesh(data=-1, fsdp=-1), 16, "at most one of them -1"),
         (Mesh(data=0), 16, "--mesh.data 0"),
-        (Mesh(data=3, fsdp=-1), 12, "--mesh.data 3 --mesh.fsdp -1: the 8 .* 4, 8, or .* leaves 2 idle"),
+        (Mesh(data=3, fsdp=-1), 12, "data 3 --mesh.fsdp -1: the 8 .* 4, 8, .* leaves 2 idle"),
         (Mesh(data=-1, fsdp=5), 15, "--mesh.data -1 --mesh.fsdp 5: the 8 devices .* by 5; give o"),
     ],
 )
