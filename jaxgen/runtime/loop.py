@@ -218,8 +218,9 @@ class _Stop:
         self.code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
         if number == signal.SIGINT:  # not by print, in whose midst the signal may have come
             os.write(2, b"\njaxgen: saving after this step; once more to stop at once\n")
-        # The handler before may be one that a thread looks for, as it then would at this signal.
-        again = self._before[number] if number == signal.SIGINT else hosts.go
+        # Not the handler before, which a thread looks for, as it then would at this signal, to end
+        # the process while that saves.
+        again = signal.default_int_handler if number == signal.SIGINT else hosts.go
         signal.signal(number, again)
         _limit(self._folder, self.code)
         if self._several:

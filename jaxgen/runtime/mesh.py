@@ -61,10 +61,10 @@ def make(config: MeshConfig, batch: int, devices: Sequence[Any] | None = None) -
         data = max(1, count // fsdp)
     if -1 in (config.data, config.fsdp) and data * fsdp < count:
         given = max(config.data, config.fsdp)
-        divisors = [n for n in range(1, count + 1) if count % n == 0]
+        divisors = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise UserError(
             f"--mesh.data {config.data} --mesh.fsdp {config.fsdp}: the {count} devices do not "
-            f"divide by {given}; give one of {_listed(divisors)}, or both counts, which leaves "
+            f"divide by {given}; give one of {divisors}, or both counts, which leaves "
             f"{count - data * fsdp} idle"
         )
     if data * fsdp > count:
@@ -86,10 +86,6 @@ def make(config: MeshConfig, batch: int, devices: Sequence[Any] | None = None) -
     _parsed(config.rules)
     chosen = np.asarray(there[: data * fsdp]).reshape(data, fsdp)
     return jax.sharding.Mesh(chosen, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 def dividing(batch: int) -> jax.sharding.Mesh:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,27 @@ def test_a_resumed_run_is_the_undisturbed_one(whole: State, tmp_path: Path) -> N
     assert logs.read(folder) == logs.read(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_an_interrupted_run_saves_where_it_is_and_goes_on(
-    whole: State, tmp_path: Path, capsys: pytest.CaptureFixture
+    number: signal.Signals,
+    code: int,
+    whole: State,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
+    """Launchers start again what ended with 75; and no thread ends the run while it saves."""
+    monkeypatch.setattr(hosts, "PATIENCE", 0)
+
     def stop(state: State, step: int, log: Any) -> None:
         if step == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)  # for the thread
 
     told = pytest.raises(loop.Interrupted, match="after step 9")
     with hosts.told_to_go(), told as stopped:  # which else would end the process at once
         fit(tmp_path / "cut", 23, every=100, sample=stop)
-    assert stopped.value.code == 75, "launchers start it again"
+    assert stopped.value.code == code
     same(fit(tmp_path / "cut", 23), whole)
     assert "going on from the checkpoint of step 9" in capsys.readouterr().out
 
