@@ -134,6 +134,7 @@ def sampler(
         meshes.known(mesh, functools.partial(method.sample, config)),
         static_argnums=3,
         out_shardings=meshes.replicated(mesh),
+        compiler_options=meshes.options(mesh),
     )
     made = _compiled(program, (chosen, key, ids, how), {"weights": chosen}, place, mesh, quick)
     beside = costs.bytes_on_one((state, frozen)) - costs.bytes_on_one(chosen)

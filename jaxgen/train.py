@@ -361,6 +361,7 @@ class _Show:
                 meshes.known(mesh, functools.partial(method.sample, config)),
                 static_argnums=3,
                 out_shardings=meshes.replicated(mesh),
+                compiler_options=meshes.options(mesh),
             )
 
     def during(self, state: State, step: int, log: MetricsLog) -> None:

@@ -91,6 +91,8 @@ def test_a_large_network_is_split_over_the_chips_of_v5e_4x4() -> None:
     assert step.memory.arguments["parameters"] < 1.1 * whole / 16
     gathered = sum(e.bytes for e in step.costs.exchanges if e.kind == "all-gather")
     assert gathered > whole / 2, "a chip needs what lies on the others, in bfloat16 at the least"
+    passed = [e for e in step.costs.exchanges if e.kind == "collective-permute"]
+    assert not passed, "parts of an array go round, and products with them in loops"
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def program(
         meshes.known(mesh, train_step),
         donate_argnums=0,
         out_shardings=(placed, meshes.replicated(mesh)),
+        compiler_options=meshes.options(mesh),
     )
 
 

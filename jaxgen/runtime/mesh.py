@@ -189,6 +189,17 @@ def known(mesh: jax.sharding.Mesh, function: Callable[..., T]) -> Callable[..., 
     return within
 
 
+def options(mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+    """Compiler options, to be given to `jax.jit`, of a program whose parameters are split.
+
+    On a TPU XLA would pass pieces of an array round among the chips, and multiply each as it comes,
+    rather than gather the whole: where images are split over the same chips, as here, that is up to
+    twice the products and seven times the bytes of memory (`benchmarks.scaling`).
+    """
+    gathers = mesh.shape["fsdp"] > 1 and mesh.devices.flat[0].platform == "tpu"
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 10**6} if gathers else None
+
+
 def _batch_split(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     """A module's call with what goes in and comes out split over the batch on all devices.
 
