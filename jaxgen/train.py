@@ -24,7 +24,7 @@ from jaxgen.data.sources import opened
 from jaxgen.errors import EXIT_INTERRUPTED, UserError, reported
 from jaxgen.runtime import classes, hosts, loop, once, pictures, reconstructions, run
 from jaxgen.runtime import mesh as meshes
-from jaxgen.runtime.checkpoints import Checkpoints
+from jaxgen.runtime.checkpoints import Checkpoints, saved
 from jaxgen.runtime.metrics import MetricsLog, NoLog
 from jaxgen.runtime.progress import Bar, duration
 from jaxgen.stages import Stage
@@ -75,6 +75,8 @@ def _print_plan(plan: list[Stage]) -> None:
     for number, stage in enumerate(plan, 1):
         config, train = stage.config, stage.config.train
         state = "done" if stage.finished else f"{train.steps} steps of {train.batch} images to do"
+        if not stage.finished and (there := saved(config.folder / "checkpoints")):
+            state += f", {there[-1]} of them done"
         print(f"  {number}. {config.name} ({methods.name(config)}, {config.data.name} at "
               f"{config.data.size} px), in {config.folder}: {state}")  # fmt: skip
         for role, source in stage.sources.items():
@@ -355,7 +357,7 @@ class _Show:
         ids = np.resize(ids, (count * self._at_once, *ids.shape[1:]))  # the first ones once more
         where = meshes.over_batch(mesh)
         self._portions = [meshes.put(part, where) for part in np.split(ids, count)]
-        self._program = None
+        self._program, self._told = None, False
         if hasattr(method, "sample"):
             self._program = jax.jit(
                 meshes.known(mesh, functools.partial(method.sample, config)),
@@ -367,6 +369,9 @@ class _Show:
     def during(self, state: State, step: int, log: MetricsLog) -> None:
         """A grid in the folder and on TensorBoard."""
         if self._program:
+            if not self._told:
+                print(f"{self._config.name}: compiling the samplers, for a grid", flush=True)
+                self._told = True
             columns = [(title, images) for title, images, _ in self._drawn(state, timed=False)]
             if hosts.is_first():
                 picture = pictures.grid(columns, self._captions, self._scale)

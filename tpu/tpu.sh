@@ -342,6 +342,10 @@ if [[ $command =~ ^(create|watch)$ ]]; then
   need type "TYPE, such as v5e-8"
   is --type "$type" '^(v5e|v5litepod|v6e|v5p|v4)-[1-9][0-9]*$' "give v5e-8, v5e-16, v6e-8, v5p-8, v4-8 or the like"
   type=${type/#v5e-/v5litepod-} chips=${type##*-}
+  case $type in
+  v5litepod-* | v6e-*)
+    is --type "${type/#v5litepod-/v5e-}" -'(1|4|8|16|32|64|128|256)$' "slices have 1, 4, 8, 16, 32, 64, 128 or 256 chips" ;;
+  esac
   case $type in # the number counts chips, or two cores to a chip
   v5litepod-*) image=v2-alpha-tpuv5-lite ;;
   v6e-*) image=v2-alpha-tpuv6e ;;

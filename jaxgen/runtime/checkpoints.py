@@ -29,7 +29,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised and said once
         self.folder, self._closed = folder, False
         # The manager reads every checkpoint's loss when it opens, and fails on the first bad one.
-        there = _numbered(folder)
+        there = saved(folder)
         self._damaged = [step for step in there if not _has_loss(folder, step)]
         newest = max(set(there) - set(self._damaged), default=-1)
         for step in list(self._damaged):
@@ -188,6 +188,16 @@ class Checkpoints:
             raise UserError(f"{line}; free space there and run again") from error
 
 
+def saved(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, oldest first; none where it is missing."""
+    if not folder.is_dir():
+        return []
+    there = [path for path in folder.iterdir() if path.name.isdigit()]
+    if storage.is_remote(folder):  # others were not finished when the run was killed
+        there = [path for path in there if (path / "commit_success.txt").exists()]
+    return sorted(int(path.name) for path in there)
+
+
 class _Manager(ocp.CheckpointManager):
     """Leaves it to `hosts.preempted` to ask JAX, whose count Orbax would set to the step's number.
 
@@ -201,15 +211,6 @@ class _Manager(ocp.CheckpointManager):
 
 def _goodness(metrics: Any) -> float:
     return -metrics["loss"]
-
-
-def _numbered(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    there = [path for path in folder.iterdir() if path.name.isdigit()]
-    if storage.is_remote(folder):  # others were not finished when the run was killed
-        there = [path for path in there if (path / "commit_success.txt").exists()]
-    return sorted(int(path.name) for path in there)
 
 
 def _aside(folder: Path, step: int) -> Path:

@@ -469,6 +469,7 @@ def test_nothing_to_delete(cloud: Cloud):
         ("status box --spot", "--spot: no such option"),
         ("create box --zone=us-west4-a", "create needs --type=TYPE"),
         ("create box --zone=us-west4-a --type=tpu9", "--type tpu9: give v5e-8"),
+        ("create box --zone=us-west4-a --type=v5e-7", "--type v5e-7: slices have 1, 4, 8, 16"),
         ("setup box --zone=us-west4-a", "setup needs --source="),
         ("setup box --zone=us-west4-a --source=no.whl", "--source no.whl: no such file; pip wheel"),
         ("setup box --zone=us-west4-a --source=git+https://x/y@main", "give the whole commit"),
