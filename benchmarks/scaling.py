@@ -33,7 +33,7 @@ from jaxgen.runtime import topologies
 PROGRAM = "python -m benchmarks.scaling"
 RESULTS = Path(__file__).parent / "results" / "tpu-scaling.json"
 SHAPES = {4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}
-IMAGES = {"dit_64": 32, "add_64": 32, "add_sd21": 4}
+IMAGES = {"dit_64": 32, "add_64": 32, "add_sd21": 8}
 """Images a chip."""
 FSDP = {"dit_64": 1, "add_64": 1, "add_sd21": 16}
 """Most chips over which parameters are split."""

@@ -5,10 +5,9 @@ Command:  python -m jaxgen.train --config=add_sd21 --teacher=FOLDER --data.name=
           --judge.weights=FILE, those of DINOv2 ViT-S/14, is the paper's judge.
 Hardware: meant for a TPU slice such as v5e:4x4, or for several GPUs; on none has it been trained.
 Plan:     python -m jaxgen.plan --config=add_sd21 --topology=v5e:4x4 --quick
-          says that it fits: at most 3.48 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 588 ms, 752 ms if nothing hides what the links carry; to draw its
-          grids, 16 images at once, takes at most 2.84 GiB. (12.58 GiB, 1 s and 1.78 s before
-          images were kept split over the batch, see `jaxgen.runtime.mesh.known`.)
+          says that it fits: at most 11.52 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 608 ms, 711 ms if nothing hides what the links carry; to draw its
+          grids, 16 images at once, takes at most 2.38 GiB.
 Result:   not trained yet: no published weights were at hand. The whole path, from a folder of
           random weights to one that diffusers opens, is a test.
 """
@@ -39,7 +38,7 @@ config = Add(
     # DINOv2 ViT-S/14 as the paper's judge, if --judge.weights names the file; else EfficientNet.
     judge=JudgeConfig(features="", resize=224, dtype="bfloat16", augment=("translation", "cutout")),
     mesh=Mesh(data=1, fsdp=-1),
-    train=Train(steps=4000, batch=16, ema=0.999, sample_every=500, checkpoint_every=250),
+    train=Train(steps=4000, batch=128, ema=0.999, sample_every=500, checkpoint_every=250),
     optimizer=Optimizer(learning_rate=1e-5, warmup=100, b1=0.9, b2=0.999, weight_decay=0.01),
     judge_optimizer=Optimizer(learning_rate=1e-4, warmup=0, b1=0.0, b2=0.99, clip=10.0),
 )

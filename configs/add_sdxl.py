@@ -34,4 +34,5 @@ config = dataclasses.replace(
     ),
     # Its decoder is known to overflow in float16, and is no better for bfloat16's eight bits.
     autoencoder=dataclasses.replace(like.autoencoder, dtype="float32"),
+    train=dataclasses.replace(like.train, batch=64),
 )

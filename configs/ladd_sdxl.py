@@ -23,4 +23,5 @@ config = dataclasses.replace(
     teacher=teacher.teacher,
     model=teacher.model,
     autoencoder=teacher.autoencoder,
+    train=teacher.train,
 )
