@@ -7,10 +7,10 @@ Plan:     python -m jaxgen.plan --config=add --topology=v5e:2x2 --quick
           program's step takes 1.8 ms, 2.54 ms if nothing hides what the links carry; to draw its
           grids, 12 images at once, takes at most 0.16 GiB.
 Time:     9 minutes, the first tests beside it: 2 to compile, 5 for 400 steps of 24 images.
-Result:   one step takes a 75th of the teacher's 50 guided ones. By the measures (docs/measures.md) it is
-          within the intervals as good as any number of the teacher's steps, if easier to tell from
-          real pictures, and no better than the step it started from; a strict reader told
-          nine of the twelve captions shown from the student's pictures (README).
+Result:   one step takes a 75th of the teacher's 50 guided ones. By the measures (docs/measures.md)
+          it is within the intervals as good as any number of the teacher's steps, if easier to
+          tell from real pictures, and no better than the step it started from; a strict reader
+          told nine of the twelve captions shown from the student's pictures (README).
 """
 
 from jaxgen import config as configs
