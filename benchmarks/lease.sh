@@ -58,7 +58,7 @@ copied() {
   done
   tar -czf "$out/.results" "${found[@]}" 2>/dev/null && mv "$out/.results" "$out/results.tar.gz"
 }
-(while sleep 15; do copied; done) &
+(while sleep 15; do copied; done) >/dev/null 2>&1 & # whose sleep outlives it, and holds no pipe
 copying=$!
 trap 'kill $copying; copied' EXIT
 
