@@ -2,7 +2,8 @@
 
 Command:  python -m jaxgen.train --config=add_sdxl --teacher=FOLDER --data.name=imagefolder:PICTURES
           FOLDER holds the published weights in diffusers' layout.
-Hardware: three times the memory of add_sd21.py.
+Hardware: three times the memory of add_sd21.py for as many images, of which it has half, by guess:
+          not planned yet, for its compiler needs more than the 23 GB that we had.
 Result:   not trained yet: no published weights were at hand.
 """
 

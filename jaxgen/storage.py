@@ -48,6 +48,15 @@ def folder(name: str) -> Path:
     return cast(Path, epath.Path(name))
 
 
+def check_writable(folder: Path) -> None:
+    """Raises UserError where nothing may be made in a folder of this machine, there or not yet."""
+    if not is_remote(folder):
+        place = folder.absolute()
+        there = next(path for path in (place, *place.parents) if path.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"--workdir {folder}: no right to write to {there}; choose another")
+
+
 def is_remote(path: Path) -> bool:
     """Whether the path is in a bucket."""
     return str(path).startswith(SCHEME)

@@ -43,6 +43,8 @@ def main() -> None:
         meshes.prepare(batch, storage.folder(config.workdir) / ".compiled")
         hosts.join(config.hosts)
         with hosts.together():
+            if not all(stage.finished for stage in plan):
+                storage.check_writable(storage.folder(config.workdir))
             _agree(config, plan)
             _print_plan(plan)
             _check_meshes(plan)
@@ -76,7 +78,7 @@ def _print_plan(plan: list[Stage]) -> None:
         config, train = stage.config, stage.config.train
         state = "done" if stage.finished else f"{train.steps} steps of {train.batch} images to do"
         if not stage.finished and (there := saved(config.folder / "checkpoints")):
-            state += f", {there[-1]} of them done"
+            state += f"; its last checkpoint is of step {there[-1]}"
         print(f"  {number}. {config.name} ({methods.name(config)}, {config.data.name} at "
               f"{config.data.size} px), in {config.folder}: {state}")  # fmt: skip
         for role, source in stage.sources.items():
@@ -382,7 +384,8 @@ class _Show:
         """The last grid, with times, and the table of times."""
         if not self._program:
             return
-        print(f"{self._config.name}: compiling the samplers and drawing the samples", flush=True)
+        compiling = "" if self._told else "compiling the samplers and "
+        print(f"{self._config.name}: {compiling}drawing the samples", flush=True)
         rows = self._drawn(state, timed=True)
         if not hosts.is_first():
             return

@@ -112,6 +112,9 @@ def test_train_prints_the_plan_trains_both_stages_and_names_its_pictures(
     for title in ("teacher, 3 steps", "teacher, 1 step", "student, 1 step", "student, 4 steps"):
         assert title in trained.stdout
     assert "samples: runs/student/samples/final.png" in trained.stdout
+    said = [line for line in trained.stdout.splitlines() if line.startswith("student: ")]
+    assert said.count("student: compiling the samplers, for a grid") == 1
+    assert said[-1] == "student: drawing the samples"
     pictures = {p.name for p in (folder / "runs/student/samples").iterdir()}
     assert pictures == {"step_000002.png", "final.png"}
     for name in ("config.json", "tokenizer.json", "model.safetensors", "metrics.jsonl"):
@@ -229,6 +232,17 @@ def test_train_refuses_a_folder_that_cannot_be_made(folder: Path, trained, refus
     for where in ("file", "file/runs"):
         line = refused(train.main, "--config=teacher.py", f"--workdir={where}")
         assert f"--workdir {where}: {folder}/file is no folder" in line
+
+
+def test_without_the_right_to_write_nothing_is_begun_and_what_is_done_is_done(
+    folder: Path, trained, refused, here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "_print_plan", lambda _: pytest.fail("it is too late"))
+        line = refused(train.main, "--config=teacher.py", "--workdir=other/runs")
+    assert f"--workdir other/runs: no right to write to {folder}; choose another" in line
+    here(train.main, "--config=student.py", "--teacher-train-steps=4")
 
 
 def start(folder: Path, name: str, cache: bool = True) -> subprocess.Popen:

@@ -27,7 +27,7 @@ Commands; NAME is a name that you choose for the slice:
 Options, as --key=value or --key value:
   --zone=ZONE          all commands but fetch
   --project=ID         default: gcloud's own
-  --type=v5e-8         create, watch: v5e-N or v6e-N (N chips), v5p-N or v4-N (N / 2 chips)
+  --type=v5e-8         create, watch: v5e-N or v6e-N (N chips: 1, 4, 8, 16 ... 256), v5p-N or v4-N (N / 2)
   --on-demand          create, watch: dearer than spot and not pre-empted
   --runtime=IMAGE      create, watch: TPU VM image, where the default for the type is not it
   --source=S           setup, watch: a wheel, or git+URL@COMMIT with all 40 digits
@@ -341,11 +341,11 @@ is --poll "$poll" '^[0-9]+(\.[0-9]+)?$' "give seconds"
 if [[ $command =~ ^(create|watch)$ ]]; then
   need type "TYPE, such as v5e-8"
   is --type "$type" '^(v5e|v5litepod|v6e|v5p|v4)-[1-9][0-9]*$' "give v5e-8, v5e-16, v6e-8, v5p-8, v4-8 or the like"
-  type=${type/#v5e-/v5litepod-} chips=${type##*-}
   case $type in
-  v5litepod-* | v6e-*)
-    is --type "${type/#v5litepod-/v5e-}" -'(1|4|8|16|32|64|128|256)$' "slices have 1, 4, 8, 16, 32, 64, 128 or 256 chips" ;;
+  v5p-* | v4-*) ((${type##*-} % 8 == 0)) || fail "--type $type: v5p and v4 go by cores, in eights: v5p-8, v4-16" ;;
+  *) is --type "$type" '-(1|4|8|16|32|64|128|256)$' "slices of v5e and v6e have 1, 4, 8, 16, 32, 64, 128 or 256 chips" ;;
   esac
+  type=${type/#v5e-/v5litepod-} chips=${type##*-}
   case $type in # the number counts chips, or two cores to a chip
   v5litepod-*) image=v2-alpha-tpuv5-lite ;;
   v6e-*) image=v2-alpha-tpuv6e ;;

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import re
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,17 @@ def test_a_table_of_positions_is_no_batch() -> None:
     weights = meshes.shaped(weights, jax.tree.map(lambda _: meshes.replicated(mesh), weights))
     program = jax.jit(meshes.known(mesh, network.apply)).lower(weights, ids).compile()
     assert "all-gather" not in program.as_text()
+
+
+@pytest.mark.parametrize(
+    ("platform", "fsdp", "told"), [("tpu", 8, True), ("tpu", 1, False), ("cpu", 8, False)]
+)
+def test_only_a_tpus_compiler_is_told_to_gather_and_only_where_parameters_are_split(
+    platform: str, fsdp: int, told: bool
+) -> None:
+    devices = np.asarray([types.SimpleNamespace(platform=platform)] * 8)
+    mesh: Any = types.SimpleNamespace(shape={"data": 8 // fsdp, "fsdp": fsdp}, devices=devices)
+    assert bool(meshes.options(mesh)) == told
 
 
 def test_no_other_program_is_told_of_the_mesh() -> None:
