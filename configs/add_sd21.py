@@ -4,8 +4,9 @@ Command:  python -m jaxgen.train --config=add_sd21 --teacher=FOLDER --data.name=
           FOLDER holds the published weights in diffusers' layout;
           --judge.weights=FILE, those of DINOv2 ViT-S/14, is the paper's judge.
 Hardware: meant for a TPU slice such as v5e:4x4, or for several GPUs; on none has it been trained.
-          Its batch of 128, the paper's, is 8 images a chip there. On fewer or smaller devices
-          lower --train.batch, and let --train.accumulate gather as many.
+          Its batch of 128 is 8 images a chip there, with learning rates that were never tried at
+          it. On fewer or smaller devices lower --train.batch, and let --train.accumulate gather
+          as many.
 Plan:     python -m jaxgen.plan --config=add_sd21 --topology=v5e:4x4 --quick
           says that it fits: at most 11.52 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 608 ms, 711 ms if nothing hides what the links carry; to draw its

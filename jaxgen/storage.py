@@ -33,8 +33,7 @@ def check(name: str, option: str = "") -> None:
         if importlib.util.find_spec("gcsfs") is None:
             raise UserError(f'{option}{name} needs gcsfs: pip install "jaxgen[gcs]"')
         return
-    place = Path(name).absolute()
-    there = next(path for path in (place, *place.parents) if path.exists())
+    there = _nearest(Path(name))
     if not there.is_dir():
         raise UserError(f"{option}{name}: {there} is no folder; choose another")
 
@@ -48,13 +47,15 @@ def folder(name: str) -> Path:
     return cast(Path, epath.Path(name))
 
 
-def check_writable(folder: Path) -> None:
-    """Raises UserError where nothing may be made in a folder of this machine, there or not yet."""
-    if not is_remote(folder):
-        place = folder.absolute()
-        there = next(path for path in (place, *place.parents) if path.exists())
+def check_writable(name: str, option: str = "") -> None:
+    """Raises UserError where nothing may be made in the folder of that name, there or not yet.
+
+    Of a bucket it asks nothing.
+    """
+    if not name.startswith(SCHEME):
+        there = _nearest(Path(name))
         if not os.access(there, os.W_OK | os.X_OK):
-            raise UserError(f"--workdir {folder}: no right to write to {there}; choose another")
+            raise UserError(f"{option}{name}: no right to write to {there}; choose another")
 
 
 def is_remote(path: Path) -> bool:
@@ -140,6 +141,12 @@ class Growing:
         """Lets the local folder go."""
         if self._scratch:
             self._scratch.cleanup()
+
+
+def _nearest(place: Path) -> Path:
+    """The path, or what is there of it: the nearest above."""
+    place = place.absolute()
+    return next(path for path in (place, *place.parents) if path.exists())
 
 
 @functools.cache

@@ -44,7 +44,7 @@ def main() -> None:
         hosts.join(config.hosts)
         with hosts.together():
             if not all(stage.finished for stage in plan):
-                storage.check_writable(storage.folder(config.workdir))
+                storage.check_writable(config.workdir, "--workdir ")
             _agree(config, plan)
             _print_plan(plan)
             _check_meshes(plan)
@@ -371,9 +371,6 @@ class _Show:
     def during(self, state: State, step: int, log: MetricsLog) -> None:
         """A grid in the folder and on TensorBoard."""
         if self._program:
-            if not self._told:
-                print(f"{self._config.name}: compiling the samplers, for a grid", flush=True)
-                self._told = True
             columns = [(title, images) for title, images, _ in self._drawn(state, timed=False)]
             if hosts.is_first():
                 picture = pictures.grid(columns, self._captions, self._scale)
@@ -384,8 +381,7 @@ class _Show:
         """The last grid, with times, and the table of times."""
         if not self._program:
             return
-        compiling = "" if self._told else "compiling the samplers and "
-        print(f"{self._config.name}: {compiling}drawing the samples", flush=True)
+        print(f"{self._config.name}: drawing the samples", flush=True)
         rows = self._drawn(state, timed=True)
         if not hosts.is_first():
             return
@@ -400,6 +396,9 @@ class _Show:
 
     def _drawn(self, state: State, timed: bool) -> list[tuple[str, np.ndarray, float]]:
         assert self._program
+        if not self._told:
+            print(f"{self._config.name}: compiling the samplers", flush=True)
+            self._told = True
         rows = []
         for title, weights, sampler in self._method.shown(self._config, state, self._frozen()):
             draws = [

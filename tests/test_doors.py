@@ -113,7 +113,7 @@ def test_train_prints_the_plan_trains_both_stages_and_names_its_pictures(
         assert title in trained.stdout
     assert "samples: runs/student/samples/final.png" in trained.stdout
     said = [line for line in trained.stdout.splitlines() if line.startswith("student: ")]
-    assert said.count("student: compiling the samplers, for a grid") == 1
+    assert said.count("student: compiling the samplers") == 1
     assert said[-1] == "student: drawing the samples"
     pictures = {p.name for p in (folder / "runs/student/samples").iterdir()}
     assert pictures == {"step_000002.png", "final.png"}
