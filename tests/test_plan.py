@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import pytest
+import shallow
 
-from benchmarks import plans, shallow
+from benchmarks import plans
 from jaxgen import config as configs
 from jaxgen import methods, plan, stages
 from jaxgen.config import Mesh
@@ -54,9 +55,14 @@ def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["classifier"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in shallow.QUICK else pytest.mark.compiler)
+        for name in shallow.CONFIGS
+    ],
+)
 def test_a_layer_of_each_kind_of_an_embedded_config_fits_v5e_2x2(name: str) -> None:
-    """The others take longer, 90 s of CPU the vae: `python -m benchmarks.shallow`."""
     made = shallow.compiled(name)
     assert made.fits(topologies.parse(shallow.TOPOLOGY))
     assert made.memory

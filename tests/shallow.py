@@ -1,52 +1,23 @@
 """Every embedded method's train step, a layer of each kind, compiled for a small TPU slice.
 
-    python -m benchmarks.shallow                    (minutes on two cores)
-    python -m benchmarks.shallow --only add vae
-
 What the TPU compiler refuses of a kind of layer it refuses here, in a tenth of the time that the
-configs as they are take. Nothing is written. Exit code 1 where one does not fit the slice.
+configs as they are take.
 """
 
 import dataclasses
-import sys
 from typing import Any
 
 from jaxgen import config as configs
 from jaxgen import plan
 from jaxgen.config import Experiment
-from jaxgen.errors import UserError, reported
 from jaxgen.models.unet import UNetConfig
 from jaxgen.plan import Compiled
 from jaxgen.runtime import topologies
 
-PROGRAM = "python -m benchmarks.shallow"
 TOPOLOGY = "v5e:2x2"
-CONFIGS = ("classifier", "vae", "gan", "threshold_diffusion", "latent_diffusion", "add",
-           "add_latent", "ladd", "diffusion", "dit")  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    only: tuple[str, ...] = CONFIGS
-    """Configs to compile."""
-
-    def check(self) -> None:
-        """Raises UserError for what is none of them."""
-        if unknown := set(self.only) - set(CONFIGS):
-            raise UserError(f"--only {min(unknown)}: give some of {', '.join(CONFIGS)}")
-
-
-def main() -> None:
-    with reported():
-        options = configs.parse(Options(), sys.argv[1:], PROGRAM)
-        topologies.on_cpu()
-        fits = True
-        for name in options.only:
-            made = compiled(name)
-            fits &= made.fits(topologies.parse(TOPOLOGY))
-            told = f"{made.memory.total / 2**20:.1f} MiB" if made.memory else made.refusal
-            print(f"{name}: {told} a chip, compiled in {made.compile_seconds:.0f} s", flush=True)
-        sys.exit(0 if fits else 1)
+CONFIGS = ("add_latent", "add", "latent_diffusion", "ladd", "vae", "threshold_diffusion",
+           "diffusion", "gan", "dit", "classifier")  # longest first  # fmt: skip
+QUICK = ("classifier",)
 
 
 def compiled(name: str) -> Compiled:
@@ -92,7 +63,3 @@ def _unet(unet: UNetConfig) -> UNetConfig:
         for name in ("block_out", "attention", "transformer_depth", "heads")
     }
     return dataclasses.replace(unet, layers=1, **ends)
-
-
-if __name__ == "__main__":
-    main()
