@@ -30,7 +30,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 # Meant for a TPU slice, and not planned yet: its compiler needs more memory than we had (23 GB).
-UNPLANNED = {"add_sdxl", "ladd_sdxl"}
+UNPLANNED = {"add_sdxl"}
 
 
 @needs_compiler
