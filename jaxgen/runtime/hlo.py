@@ -166,7 +166,8 @@ def exchanged(program: Program) -> list[Collective]:
                 continue
             channel = instruction.attribute(r"channel_id=(\d+)")
             # The fusions that begin, go on with and end one exchange all repeat it.
-            if channel and "async" in name and (kind, channel) in seen:
+            chained = "async" in name or instruction.attribute("(chain_id)")
+            if channel and chained and (kind, channel) in seen:
                 continue
             seen.add((kind, channel))
             given = program.computations[name]

@@ -97,6 +97,32 @@ def test_start_and_end_of_a_collective_are_one() -> None:
     assert hlo.exchanged(hlo.parse(text)) == [Collective("all-gather", 64, 1, (0, 1))]
 
 
+def test_the_fusions_of_one_asynchronous_collective_are_one() -> None:
+    """As a TPU's programs have them: two gathers, each begun, gone on with beside work, ended."""
+    names = ("fused_computation.1", "async_collective_fusion.2", "fused_computation.3")
+
+    def fusion(name: str, chain: int) -> str:
+        return (
+            f"%{name} (p: f32[8]) -> f32[16] {{\n"
+            "  %p = f32[8]{0:T(128)} parameter(0)\n"
+            f"  ROOT %g = f32[16]{{0:T(128)}} all-gather(%p), channel_id={chain}, "
+            "replica_groups={{0,1}}, dimensions={0}, "
+            f'frontend_attributes={{chain_id="{chain}"}}\n}}\n\n'
+        )
+
+    def call(name: str) -> str:
+        return f"  %{name}.r = f32[16]{{0:T(128)}} fusion(%p), kind=kCustom, calls=%{name}\n"
+
+    both = [(f"{name}{chain}", chain) for chain in (7, 8) for name in names]
+    text = (
+        "".join(fusion(*one) for one in both)
+        + "ENTRY %main (p: f32[8]) -> f32[8] {\n  %p = f32[8]{0:T(128)} parameter(0)\n"
+        + "".join(call(name) for name, _ in both)
+        + "  ROOT %r = f32[8]{0:T(128)} copy(%p)\n}\n"
+    )
+    assert hlo.exchanged(hlo.parse(text)) == [Collective("all-gather", 64, 1, (0, 1))] * 2
+
+
 def test_a_loop_of_unknown_length_is_told() -> None:
     text = (PROGRAMS / "loop.txt").read_text().replace("constant(7)", "parameter(1)")
     found = hlo.parse(text)
