@@ -75,6 +75,7 @@ UNET = UNetConfig(
 )
 _MODEL = Denoiser(network="dit", text=TEXT, dit=DIT, schedule=Schedule("flow"), prediction="x0")
 _LATENT = dataclasses.replace(_MODEL, dit=dataclasses.replace(DIT, channels=4, patch=2))
+_GATHERED = dataclasses.replace(DIT, remat="blocks", gather_once=True)
 _CODEC = AutoencoderConfig(block_out=(8, 8), layers=1, groups=4, mid_attention=False)
 _STEADY = Optimizer(learning_rate=1e-3, warmup=0, decay="constant")
 _COMMON: dict[str, Any] = {
@@ -110,7 +111,7 @@ CONFIGS: dict[str, Experiment] = {
     ),
     "add": Add(model=_MODEL, judge=JudgeConfig(taps=(0,), resize=32), **_JUDGED, **_COMMON),
     "add_paired": Add(
-        model=_MODEL,
+        model=dataclasses.replace(_MODEL, dit=_GATHERED),
         judge=JudgeConfig(taps=(0,), resize=32, condition="both"),
         drawn=Drawing(count=BATCH),
         regression=1.0,

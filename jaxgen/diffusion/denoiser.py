@@ -18,6 +18,7 @@ from jaxgen.diffusion.sampler import Sampler
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError
 from jaxgen.models.dit import DiT, DiTConfig
+from jaxgen.models.remat import gathered
 from jaxgen.models.unet import UNet, UNetConfig, timestep_embedding
 from jaxgen.text.encoder import TextConfig, TextEncoder, TextFeatures
 
@@ -157,7 +158,8 @@ def output(
     """The network's raw output at timestep `t`, in the config's prediction."""
     alpha, sigma = config.schedule.at(t)
     x_in = predictions.network_input(config.prediction, x_t, alpha, sigma)
-    return _network(config).apply({"params": params}, x_in, t, *_conditions(config, text))  # pyright: ignore[reportReturnType]
+    weights = {"params": _whole(config, params)}
+    return _network(config).apply(weights, x_in, t, *_conditions(config, text))  # pyright: ignore[reportReturnType]
 
 
 def predict_x0(
@@ -188,9 +190,9 @@ def features(
     """
     alpha, sigma = config.schedule.at(t)
     x_in = predictions.network_input(config.prediction, x_t, alpha, sigma)
-    maps: Any = _network(config).apply(
-        {"params": params}, x_in, t, *_conditions(config, text), method="features"
-    )
+    weights = {"params": _whole(config, params)}
+    conditions = _conditions(config, text)
+    maps: Any = _network(config).apply(weights, x_in, t, *conditions, method="features")
     return [tokens.astype(jnp.float32) for tokens in maps]
 
 
@@ -236,6 +238,12 @@ def sample(
 
 def _network(config: Denoiser) -> UNet | DiT:
     return DiT(config.dit) if config.network == "dit" else UNet(config.unet)
+
+
+def _whole(config: Denoiser, params: Weights) -> Weights:
+    """The network's weights as its backbone asks for them."""
+    backbone = config.backbone
+    return gathered(params, backbone.dtype) if backbone.gather_once else params
 
 
 def _conditions(config: Denoiser, text: TextFeatures) -> tuple[Array, Array | None, Array | None]:

@@ -24,6 +24,7 @@ from jaxgen.errors import UserError
 from jaxgen.methods import text_to_image
 from jaxgen.methods.denoising import Denoising, begun, dropped, stepped
 from jaxgen.methods.text_to_image import (
+    HOW,
     PUBLISHED,
     check_sampler,
     clean,
@@ -40,7 +41,7 @@ from jaxgen.text.encoder import TextFeatures
 from jaxgen.weights.pipelines import Pipeline
 
 __all__ = ["check_sampler", "numbered_noise", "once"]  # shared functions of this method
-_FREE = (".vocabulary", ".dtype", ".remat")  # fields that weights do not depend on
+_FREE = (".vocabulary", *(f".{name}" for name in HOW))  # fields that weights do not depend on
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ TEXT = "text_"  # before the names of TextFeatures, in a batch that holds them
 PUBLISHED = "published"  # in the place of the data of weights that came without any
 Shape = TypeVar("Shape", AutoencoderConfig, DiTConfig, TextConfig, UNetConfig)
 THEIRS = "the teacher's"  # of a codec: whatever the teacher has
-HOW = ("dtype", "remat")  # fields of a network that its weights do not depend on
+HOW = ("dtype", "remat", "gather_once")  # fields of a network that its weights do not depend on
 
 
 @dataclasses.dataclass(frozen=True)

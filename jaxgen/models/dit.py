@@ -46,6 +46,9 @@ class DiTConfig:
     """Type of activations: float32 or bfloat16. Parameters and normalisations stay float32."""
     remat: Remat = "none"
     """What the backward pass keeps of each block, and what it computes again to save memory."""
+    gather_once: bool = False
+    """Where parameters are split over devices: gather each matrix once for the forward and the
+    backward pass, and keep it whole, in `dtype`, between them."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "patch", "width", "depth", "heads", "mlp", "context_width"):

@@ -1,9 +1,11 @@
-"""What of a block is kept for its backward pass, and what is computed again there."""
+"""What of a block is kept for its backward pass, and what is computed or gathered again there."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 Remat = Literal["none", "blocks", "products"]
 """none: everything is kept. products: the outputs of matrix products and convolutions are, the rest
@@ -26,3 +28,25 @@ def rematerialised(module: type[nn.Module], remat: Remat) -> type[nn.Module]:
 
 def _is_product(primitive, *_, **__) -> bool:
     return primitive in _PRODUCTS
+
+
+def gathered(params: Any, dtype: str) -> Any:
+    """The weights with their matrices whole on every device, in `dtype`, where they are split.
+
+    A block whose forward pass is computed again gathers its matrices again: this gathers each once,
+    and a device keeps it to the end of the backward pass, for half of the traffic between devices
+    or less. Gradients are float32 and lie as those of the split weights do. As PyTorch's FSDP
+    without resharding after the forward pass (Zhao et al. 2023, arXiv 2304.11277, section 3.2).
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
+        return params
+
+    @jax.custom_vjp
+    def whole(array: Any) -> Any:
+        return jax.lax.with_sharding_constraint(array.astype(dtype), PartitionSpec())
+
+    def back(_: None, gradient: Any) -> Any:
+        return (gradient.astype(jnp.float32),)
+
+    whole.defvjp(lambda array: (whole(array), None), back)
+    return jax.tree.map(lambda array: whole(array) if array.ndim > 1 else array, params)

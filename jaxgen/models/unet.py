@@ -50,6 +50,9 @@ class UNetConfig:
     """Type of activations: float32 or bfloat16. Parameters and normalisations stay float32."""
     remat: Remat = "none"
     """What the backward pass keeps of each block, and what it computes again to save memory."""
+    gather_once: bool = False
+    """Where parameters are split over devices: gather each matrix once for the forward and the
+    backward pass, and keep it whole, in `dtype`, between them."""
 
     def __post_init__(self) -> None:
         levels = len(self.block_out)

@@ -10,24 +10,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from tiny import random_like
 
 from benchmarks import meshes as compared
 from benchmarks.meshes import Deviation, deviations
 from jaxgen import methods
 from jaxgen.config import Mesh
+from jaxgen.diffusion import denoiser
 from jaxgen.errors import UserError
-from jaxgen.runtime import loop
+from jaxgen.runtime import hlo, loop
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import metrics as logs
 from jaxgen.runtime.checkpoints import Checkpoints
 from jaxgen.state import State
-from jaxgen.text.encoder import TextConfig, TextEncoder
+from jaxgen.text.encoder import TextConfig, TextEncoder, TextFeatures
 
 
 @pytest.mark.parametrize(
@@ -241,6 +244,38 @@ def test_only_a_tpus_compiler_is_told_to_gather_and_only_where_parameters_are_sp
     devices = np.asarray([types.SimpleNamespace(platform=platform)] * 8)
     mesh: Any = types.SimpleNamespace(shape={"data": 8 // fsdp, "fsdp": fsdp}, devices=devices)
     assert bool(meshes.options(mesh)) == told
+
+
+def test_a_network_that_gathers_once_does_so_for_forward_and_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each matrix, where a block that is computed again would gather its own twice or more."""
+    monkeypatch.setattr(meshes, "SHARD_FROM", 64)
+    mesh = meshes.make(Mesh(data=1, fsdp=8), 8)
+    model = dataclasses.replace(compared.CONFIGS["add_paired"].model, prediction="v")
+    x, t = jnp.ones((8, 16, 16, 3)), jnp.full((8,), 500.0)
+    text = TextFeatures(jnp.ones((8, 4, 16)), jnp.ones((8, 16)), jnp.ones((8, 4), bool))
+    params = random_like(lambda: denoiser.init(model, 16, jax.random.key(0)))["denoiser"]
+    where = meshes.over_parameters(mesh, params)
+
+    def run(once: bool) -> tuple[int, Any]:
+        config = dataclasses.replace(model, dit=dataclasses.replace(model.dit, gather_once=once))
+
+        def loss(params: Any, x: Any) -> Any:
+            return jnp.mean(denoiser.output(config, params, x, t, text) ** 2)
+
+        placed = jax.device_put(params, where), jax.device_put(x, meshes.over_batch(mesh))
+        step = jax.jit(meshes.known(mesh, jax.grad(loss)), out_shardings=where)
+        compiled = step.lower(*placed).compile()
+        found = hlo.exchanged(hlo.parse(compiled.as_text()))
+        return sum(e.times for e in found if e.bytes in sizes), compiled(*placed)
+
+    matrices = [a for a in jax.tree.leaves(params) if a.ndim > 1 and a.size >= 64]
+    sizes = {matrix.nbytes for matrix in matrices}
+    (often, expected), (once, gradient) = run(False), run(True)
+    assert once == len(matrices)
+    assert often > 1.4 * once
+    chex.assert_trees_all_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_no_other_program_is_told_of_the_mesh() -> None:
