@@ -352,6 +352,8 @@ def _suggestions(config: Any, mesh: jax.sharding.Mesh) -> list[str]:
     network = getattr(model, "network", "")
     if network and model.backbone.remat == "none":  # pyright: ignore[reportOptionalMemberAccess]
         found.append(f"--model.{network}.remat blocks keeps fewer activations")
+    if network and model.backbone.gather_once and mesh.shape["fsdp"] > 1:  # pyright: ignore[reportOptionalMemberAccess]
+        found.append(f"--model.{network}.no-gather-once keeps no whole copy of it")
     if network and model.backbone.dtype != "bfloat16":  # pyright: ignore[reportOptionalMemberAccess]
         found.append(f"--model.{network}.dtype bfloat16 halves them")
     if config.train.batch > mesh.size:

@@ -17,9 +17,10 @@ import shallow
 from benchmarks import plans
 from jaxgen import config as configs
 from jaxgen import methods, plan, stages
-from jaxgen.config import Mesh
+from jaxgen.config import Mesh, Train
 from jaxgen.methods.add import Add
 from jaxgen.plan import Compiled
+from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import topologies
 from jaxgen.runtime.costs import Costs, Exchange, Memory
 
@@ -247,6 +248,21 @@ def test_a_search_that_finds_no_batch_for_which_all_fits_is_no_success(
     for each in words:
         assert each in out
     assert batches == [largest] * (largest > 0)
+
+
+@needs_compiler
+def test_what_would_make_a_config_fit_is_what_it_does_not_do_yet() -> None:
+    place = topologies.parse("v5e:2x2")
+    mesh = meshes.make(Mesh(data=1, fsdp=4), 4, topologies.devices(place))
+    config: Any = configs.load("dit")
+    dit = dataclasses.replace(config.model.dit, remat="blocks", gather_once=True)
+    model = dataclasses.replace(config.model, dit=dit)
+    config = dataclasses.replace(config, model=model, train=Train(batch=8))
+    assert [advice.split()[0] for advice in plan._suggestions(config, mesh)] == [
+        "--model.dit.no-gather-once",
+        "--model.dit.dtype",
+        "--train.batch",
+    ]
 
 
 def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> None:
