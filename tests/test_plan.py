@@ -30,10 +30,6 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-# Meant for a TPU slice, and not planned yet: its compiler needs more memory than we had (23 GB).
-UNPLANNED = {"add_sdxl"}
-
-
 @needs_compiler
 def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
     config, place = _shallow(configs.load("dit")), topologies.parse("v5e:2x2")
@@ -334,13 +330,14 @@ def test_a_claim_may_be_broken_over_lines(tmp_path: Path, monkeypatch: pytest.Mo
     assert plans.claims() == [("a", "v5e:4x4")]
 
 
-def test_every_config_for_more_than_a_cpu_claims_a_slice_or_is_known_not_to() -> None:
+def test_every_config_for_more_than_a_cpu_claims_a_slice() -> None:
     hardware = {
         path.stem: re.findall(r"^Hardware: (.*)", path.read_text("utf-8"), re.MULTILINE)
         for path in plans.CONFIGS.glob("*.py")
     }
     named = {name for name, (place,) in hardware.items() if not place.startswith("2 CPU cores")}
-    assert named - {name for name, _ in plans.claims()} == UNPLANNED
+    assert len(named) > 10
+    assert named <= {name for name, _ in plans.claims()}
 
 
 def test_every_embedded_method_claims_the_smallest_slice() -> None:
