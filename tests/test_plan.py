@@ -75,10 +75,9 @@ def test_a_config_made_shallow_is_one_that_can_be_trained(name: str) -> None:
     assert configs.differences(small, whole)
 
 
-@needs_compiler
-def test_a_large_network_is_split_over_the_chips_of_v5e_4x4() -> None:
-    """Two blocks of DiT-XL's width, every large array of which lies on all sixteen."""
-    config = _shallow(configs.load("dit_64"), depth=2, width=1152, heads=16)
+def _split(**fields: Any) -> tuple[Any, int]:
+    """Blocks of DiT-XL's width over the chips of v5e:4x4: the step, the bytes of its parameters."""
+    config = _shallow(configs.load("dit_64"), width=1152, heads=16, **fields)
     text = dataclasses.replace(config.model.text, layers=1)
     model = dataclasses.replace(config.model, text=text)
     config = dataclasses.replace(config, model=model, mesh=Mesh(data=1, fsdp=-1))
@@ -86,16 +85,37 @@ def test_a_large_network_is_split_over_the_chips_of_v5e_4x4() -> None:
     mesh = plan.mesh_of(config, topologies.devices(place))
     step = plan.train_step(config, place, mesh, quick=True)
     assert step.fits(place)
-    assert step.memory
-    assert step.costs
     _, state = plan._arguments(plan._resolved(config)[0], mesh)
-    whole = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.params))
+    trained = state.params["generator"]
+    return step, sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trained))
+
+
+@needs_compiler
+def test_a_large_network_is_split_over_the_chips_of_v5e_4x4() -> None:
+    """Every large array of it lies on all sixteen."""
+    step, whole = _split(depth=2)
     assert whole > 2**28
     assert step.memory.arguments["parameters"] < 1.1 * whole / 16
     gathered = sum(e.bytes for e in step.costs.exchanges if e.kind == "all-gather")
     assert gathered > whole / 2, "a chip needs what lies on the others, in bfloat16 at the least"
     passed = [e for e in step.costs.exchanges if e.kind == "collective-permute"]
     assert not passed, "parts of an array go round, and products with them in loops"
+
+
+@needs_compiler
+@pytest.mark.compiler
+def test_a_network_that_gathers_once_does_so_in_its_own_type() -> None:
+    """What a block more costs of the links: its gradient, and itself, both narrow."""
+    (less, small), (more, large) = (
+        _split(depth=depth, remat="blocks", gather_once=True) for depth in (1, 2)
+    )
+    gathered, reduced = (
+        sum(e.bytes for e in more.costs.exchanges if e.kind == kind)
+        - sum(e.bytes for e in less.costs.exchanges if e.kind == kind)
+        for kind in ("all-gather", "all-reduce")
+    )
+    assert gathered == pytest.approx((large - small) / 2, rel=0.02)
+    assert reduced == pytest.approx((large - small) / 2, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +380,7 @@ def test_shapes_of_stable_diffusion_are_the_published_ones() -> None:
     assert counts["codec"] == 83_653_863 + 1  # and the scale of its codes
 
 
-def _shallow(config: Any, depth: int = 1, **fields: int) -> Any:
+def _shallow(config: Any, depth: int = 1, **fields: Any) -> Any:
     """A transformer of few blocks: of eight, compiling takes three times as long."""
     dit = dataclasses.replace(config.model.dit, depth=depth, **fields)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dit=dit))
