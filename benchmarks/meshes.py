@@ -111,7 +111,7 @@ CONFIGS: dict[str, Experiment] = {
     ),
     "add": Add(model=_MODEL, judge=JudgeConfig(taps=(0,), resize=32), **_JUDGED, **_COMMON),
     "add_paired": Add(
-        model=dataclasses.replace(_MODEL, dit=_GATHERED),
+        model=_MODEL,
         judge=JudgeConfig(taps=(0,), resize=32, condition="both"),
         drawn=Drawing(count=BATCH),
         regression=1.0,
@@ -128,6 +128,9 @@ CONFIGS: dict[str, Experiment] = {
     ),
     "ladd": Ladd(model=_MODEL, **_JUDGED, **_COMMON),
 }
+CONFIGS["add_gathered"] = dataclasses.replace(
+    CONFIGS["add_paired"], model=dataclasses.replace(_MODEL, dit=_GATHERED)
+)
 
 
 class Deviation(NamedTuple):

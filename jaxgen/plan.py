@@ -353,9 +353,9 @@ def _suggestions(config: Any, mesh: jax.sharding.Mesh) -> list[str]:
     if network and model.backbone.remat == "none":  # pyright: ignore[reportOptionalMemberAccess]
         found.append(f"--model.{network}.remat blocks keeps fewer activations")
     if network and model.backbone.gather_once and mesh.shape["fsdp"] > 1:  # pyright: ignore[reportOptionalMemberAccess]
-        found.append(f"--model.{network}.no-gather-once keeps no whole copy of it")
+        found.append(f"--model.{network}.no-gather-once keeps no whole copy of the network")
     if network and model.backbone.dtype != "bfloat16":  # pyright: ignore[reportOptionalMemberAccess]
-        found.append(f"--model.{network}.dtype bfloat16 halves them")
+        found.append(f"--model.{network}.dtype bfloat16 halves the activations")
     if config.train.batch > mesh.size:
         fewer = max(mesh.size, config.train.batch // 2 // mesh.size * mesh.size)
         found.append(f"--train.batch {fewer}, or --search for the largest that fits")

@@ -158,8 +158,16 @@ def output(
     """The network's raw output at timestep `t`, in the config's prediction."""
     alpha, sigma = config.schedule.at(t)
     x_in = predictions.network_input(config.prediction, x_t, alpha, sigma)
-    weights = {"params": _whole(config, params)}
-    return _network(config).apply(weights, x_in, t, *_conditions(config, text))  # pyright: ignore[reportReturnType]
+    return _network(config).apply({"params": params}, x_in, t, *_conditions(config, text))  # pyright: ignore[reportReturnType]
+
+
+def whole(config: Denoiser, params: Weights) -> Weights:
+    """The network's weights for a train step: gathered once, where its `gather_once` says so.
+
+    For weights that several passes of a step use, forward ones or backward.
+    """
+    backbone = config.backbone
+    return gathered(params, backbone.dtype) if backbone.gather_once else params
 
 
 def predict_x0(
@@ -190,9 +198,9 @@ def features(
     """
     alpha, sigma = config.schedule.at(t)
     x_in = predictions.network_input(config.prediction, x_t, alpha, sigma)
-    weights = {"params": _whole(config, params)}
-    conditions = _conditions(config, text)
-    maps: Any = _network(config).apply(weights, x_in, t, *conditions, method="features")
+    maps: Any = _network(config).apply(
+        {"params": params}, x_in, t, *_conditions(config, text), method="features"
+    )
     return [tokens.astype(jnp.float32) for tokens in maps]
 
 
@@ -238,12 +246,6 @@ def sample(
 
 def _network(config: Denoiser) -> UNet | DiT:
     return DiT(config.dit) if config.network == "dit" else UNet(config.unet)
-
-
-def _whole(config: Denoiser, params: Weights) -> Weights:
-    """The network's weights as its backbone asks for them."""
-    backbone = config.backbone
-    return gathered(params, backbone.dtype) if backbone.gather_once else params
 
 
 def _conditions(config: Denoiser, text: TextFeatures) -> tuple[Array, Array | None, Array | None]:

@@ -196,7 +196,8 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     x_s = student_input(config, x0, eps, s)
 
     def student(params: Any) -> Images:
-        return denoiser.predict_x0(config.model, params, x_s, s, text)
+        weights = denoiser.whole(config.model, params)
+        return denoiser.predict_x0(config.model, weights, x_s, s, text)
 
     fake, student_vjp = jax.vjp(student, state.params["student"])
     picture, decoder_vjp = jax.vjp(lambda codes: decoded(config, frozen, codes), fake)

@@ -165,7 +165,7 @@ class Distilled(TextToImage):
         if self.regression and self.data.flip:
             raise UserError(
                 "--regression has no meaning with mirrored pictures, which no noise gave: give "
-                "--no-data.flip"
+                "--data.no-flip"
             )
         if self.teacher_train_steps < 0:
             raise UserError(f"--teacher-train-steps is {self.teacher_train_steps}; give 0 or more")

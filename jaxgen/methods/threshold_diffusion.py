@@ -108,7 +108,8 @@ def loss(
     model = config.model
     x_t = corruption.corrupt(x0, noise, corruption.level(model.schedule, t))
     text = denoiser.encode(model, weights["text"], caption)
-    return jnp.mean((denoiser.predict_x0(model, weights["denoiser"], x_t, t, text) - x0) ** 2)
+    network = denoiser.whole(model, weights["denoiser"])
+    return jnp.mean((denoiser.predict_x0(model, network, x_t, t, text) - x0) ** 2)
 
 
 def weights(config: ThresholdDiffusion, state: State, frozen: Any) -> denoiser.Weights:

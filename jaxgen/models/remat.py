@@ -33,14 +33,16 @@ def _is_product(primitive, *_, **__) -> bool:
 def gathered(params: Any, dtype: str) -> Any:
     """The weights with their matrices whole on every device, in `dtype`, where they are split.
 
-    A block whose forward pass is computed again gathers its matrices again: this gathers each once,
-    and a device keeps it to the end of the backward pass, for half of the traffic between devices
-    or less. Gradients are float32 and lie as those of the split weights do. As PyTorch's FSDP
-    without resharding after the forward pass (Zhao et al. 2023, arXiv 2304.11277, section 3.2).
+    A block whose forward pass is computed again gathers its matrices again, for each pass: this
+    gathers each once, for as many passes as use what comes back, and a device keeps it as long
+    (PyTorch's FSDP without resharding after the forward pass: Zhao et al. 2023, arXiv 2304.11277,
+    section 3.2). Gradients are summed over devices in `dtype`, as without this, and come back in
+    float32.
     """
     if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
         return params
 
+    # With a derivative of its own: that of the constraint would want the gradient whole.
     @jax.custom_vjp
     def whole(array: Any) -> Any:
         # Behind the barrier, or XLA gathers first and narrows then, for twice the bytes.

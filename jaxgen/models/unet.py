@@ -51,8 +51,9 @@ class UNetConfig:
     remat: Remat = "none"
     """What the backward pass keeps of each block, and what it computes again to save memory."""
     gather_once: bool = False
-    """Where parameters are split over devices: gather each matrix once for the forward and the
-    backward pass, and keep it whole, in `dtype`, between them."""
+    """With `remat` and parameters that are split over devices: a train step gathers each matrix
+    once, not for every pass, and keeps it whole, in `dtype`, in every device's memory. LADD does so
+    with its teacher too."""
 
     def __post_init__(self) -> None:
         levels = len(self.block_out)

@@ -165,7 +165,8 @@ def exchanged(program: Program) -> list[Collective]:
             if kind not in KINDS:
                 continue
             channel = instruction.attribute(r"channel_id=(\d+)")
-            # The fusions that begin, go on with and end one exchange all repeat it.
+            # The fusions that begin, go on with and end one exchange all repeat it; in finished
+            # programs only those between are named for it.
             chained = "async" in name or instruction.attribute("(chain_id)")
             if channel and chained and (kind, channel) in seen:
                 continue

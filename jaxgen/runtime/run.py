@@ -27,6 +27,7 @@ SEEN = 60  # tries, a second apart: for so long a network's file system may show
 
 # What may change between the start of a run and its resumption, without making it another run.
 FREE = ("workdir", "shown", "data.root", "mesh.", "hosts.", "train.steps", "judge.weights")
+FREE += ("model.unet.gather_once", "model.dit.gather_once")
 FREE += ("text_once", "train.log_every", "train.sample_every", "train.checkpoint_every")
 FREE += (
     "model.text.vocabulary",

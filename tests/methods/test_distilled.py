@@ -54,18 +54,18 @@ def test_a_student_that_is_a_transformer_has_one_for_a_teacher(name: str, tmp_pa
 def test_how_a_network_computes_is_not_what_its_weights_are(
     add_config: Add, diffusion_config: Diffusion
 ) -> None:
-    def computed(config, dtype, remat):
+    def computed(config, dtype, remat, once):
         model = config.model
         model = dataclasses.replace(
             model,
             text=dataclasses.replace(model.text, dtype=dtype),
-            unet=dataclasses.replace(model.unet, dtype=dtype, remat=remat),
-            dit=dataclasses.replace(model.dit, dtype=dtype, remat=remat),
+            unet=dataclasses.replace(model.unet, dtype=dtype, remat=remat, gather_once=once),
+            dit=dataclasses.replace(model.dit, dtype=dtype, remat=remat, gather_once=once),
         )
         codec = dataclasses.replace(config.autoencoder, dtype=dtype, remat=remat)
         return dataclasses.replace(config, model=model, autoencoder=codec, codec="runs/vae")
 
-    quick, plain = ("bfloat16", "blocks"), ("float32", "none")
+    quick, plain = ("bfloat16", "blocks", True), ("float32", "none", False)
     for mine, its in ((quick, plain), (plain, quick)):
         student, teacher = computed(add_config, *mine), computed(diffusion_config, *its)
         student.accept("teacher", teacher, "runs/t")

@@ -141,7 +141,7 @@ def test_no_device_ever_holds_the_whole_of_a_split_array(
     assert held(found[0]) == held(state)
 
 
-@pytest.mark.parametrize("name", ["add_paired", "latent_diffusion"])
+@pytest.mark.parametrize("name", ["add_gathered", "latent_diffusion"])
 def test_a_step_split_over_eight_devices_is_that_of_one(name: str) -> None:
     """The other methods, for which `benchmarks.meshes` does the same, take too long here."""
     shape = Mesh(data=4, fsdp=2)
@@ -246,35 +246,41 @@ def test_only_a_tpus_compiler_is_told_to_gather_and_only_where_parameters_are_sp
     assert bool(meshes.options(mesh)) == told
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_network_that_gathers_once_does_so_for_forward_and_backward_pass(
-    monkeypatch: pytest.MonkeyPatch,
+    dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each matrix, where a block that is computed again would gather its own twice or more."""
     monkeypatch.setattr(meshes, "SHARD_FROM", 64)
     mesh = meshes.make(Mesh(data=1, fsdp=8), 8)
-    model = dataclasses.replace(compared.CONFIGS["add_paired"].model, prediction="v")
+    model = dataclasses.replace(compared.CONFIGS["add_gathered"].model, prediction="v")
     x, t = jnp.ones((8, 16, 16, 3)), jnp.full((8,), 500.0)
     text = TextFeatures(jnp.ones((8, 4, 16)), jnp.ones((8, 16)), jnp.ones((8, 4), bool))
     params = random_like(lambda: denoiser.init(model, 16, jax.random.key(0)))["denoiser"]
     where = meshes.over_parameters(mesh, params)
+    matrices = [a.shape for a in jax.tree.leaves(params) if a.ndim > 1 and a.size >= 64]
+    sizes = {math.prod(shape) * width for shape in matrices for width in (2, 4)}
 
     def run(once: bool) -> tuple[int, Any]:
-        config = dataclasses.replace(model, dit=dataclasses.replace(model.dit, gather_once=once))
+        dit = dataclasses.replace(model.dit, gather_once=once, dtype=dtype)
+        config = dataclasses.replace(model, dit=dit)
 
         def loss(params: Any, x: Any) -> Any:
-            return jnp.mean(denoiser.output(config, params, x, t, text) ** 2)
+            weights = denoiser.whole(config, params)
+            return jnp.mean(denoiser.output(config, weights, x, t, text) ** 2)
 
         placed = jax.device_put(params, where), jax.device_put(x, meshes.over_batch(mesh))
         step = jax.jit(meshes.known(mesh, jax.grad(loss)), out_shardings=where)
         compiled = step.lower(*placed).compile()
-        found = hlo.exchanged(hlo.parse(compiled.as_text()))
-        return sum(e.times for e in found if e.bytes in sizes), compiled(*placed)
+        gathers = [
+            e for e in hlo.exchanged(hlo.parse(compiled.as_text())) if e.kind == "all-gather"
+        ]
+        return sum(e.times for e in gathers if e.bytes in sizes), compiled(*placed)
 
-    matrices = [a for a in jax.tree.leaves(params) if a.ndim > 1 and a.size >= 64]
-    sizes = {matrix.nbytes for matrix in matrices}
     (often, expected), (once, gradient) = run(False), run(True)
     assert once == len(matrices)
     assert often > 1.4 * once
+    chex.assert_trees_all_equal_dtypes(gradient, params)
     chex.assert_trees_all_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
