@@ -15,10 +15,9 @@ from jaxgen.plan import Compiled
 from jaxgen.runtime import topologies
 
 TOPOLOGY = "v5e:2x2"
-# Longest first; QUICK are in the ordinary suite.
+# Longest first.
 CONFIGS = ("add_latent", "add", "latent_diffusion", "ladd", "vae", "threshold_diffusion",
            "diffusion", "gan", "dit", "classifier")  # fmt: skip
-QUICK = ("classifier",)
 
 
 def compiled(name: str) -> Compiled:

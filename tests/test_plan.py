@@ -52,13 +52,8 @@ def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in shallow.QUICK else pytest.mark.compiler)
-        for name in shallow.CONFIGS
-    ],
-)
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", shallow.CONFIGS)
 def test_a_layer_of_each_kind_of_an_embedded_config_fits_v5e_2x2(name: str) -> None:
     made = shallow.compiled(name)
     assert made.fits(topologies.parse(shallow.TOPOLOGY))
