@@ -78,7 +78,7 @@ class Options(Budget):
         return [spec for spec in SPECS if spec.config in chosen]
 
 
-COMPARED = ("hardware", "images", "data", "grader", "samples", "seed")
+COMPARED = ("images", "data", "grader", "samples", "seed")
 
 
 def main() -> None:
@@ -106,7 +106,8 @@ def main() -> None:
         measured = {
             spec.config: runs.measured(spec, options, grader, clock) for spec in options.specs()
         }
-        kept |= {spec.config: _rows(spec, options, measured) for spec in options.specs()}
+        processor = device["processor"]
+        kept |= {s.config: _rows(s, options, measured, processor) for s in options.specs()}
         rows = [row for spec in SPECS for row in kept.get(spec.config, [])]
         report = {**head, "captions": _draw(options, path.with_suffix("")), "rows": rows}
         reports.write(report, path)
@@ -131,7 +132,7 @@ def standing(head: dict[str, Any], path: Path) -> dict[str, list[dict[str, Any]]
 
 
 def _rows(
-    spec: Spec, options: Options, measured: dict[str, list[dict[str, Any]]]
+    spec: Spec, options: Options, measured: dict[str, list[dict[str, Any]]], processor: str
 ) -> list[dict[str, Any]]:
     """A row for each sampler, with what was found for training and for held-out captions."""
     loaded = stages.read(options.folder(spec))
@@ -143,6 +144,7 @@ def _rows(
         "method": spec.config,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": machine.commit(),
+        "processor": processor,
         "size": config.data.size,
         "steps": loaded.step,
         "images": loaded.step * config.train.batch,
@@ -183,6 +185,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"graded by {report['grader']}, at most {report['samples']} samples, seed "
         f"{report['seed']}.\n\n{LEGEND}\n"
     ]
+    if len(processors := sorted({row["processor"] for row in rows})) > 1:
+        parts.append(f"Seconds are of several machines: {', '.join(processors)}.\n")
     if missing := [name for name in measures.NAMES if any(name in unknown(row) for row in rows)]:
         parts.append(OLDER.format(names=", ".join(missing)) + "\n")
     for captions in (quality.TRAINING, quality.HELD_OUT):

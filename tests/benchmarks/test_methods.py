@@ -43,6 +43,16 @@ def test_rows_by_older_measures_are_marked_beside_those_of_today() -> None:
     assert "†" not in methods.markdown(report | {"rows": [newer]})
 
 
+def test_a_table_says_where_its_seconds_are_of_several_machines() -> None:
+    report = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    rows = [{**row, "processor": "one"} for row in report["rows"]]
+    assert "Seconds are of" not in methods.markdown(report | {"rows": rows})
+    rows[0]["processor"] = "another"
+    assert "Seconds are of several machines: another, one." in methods.markdown(
+        {**report, "rows": rows}
+    )
+
+
 def test_no_device_is_used_before_the_evaluations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
