@@ -11,10 +11,9 @@ Plan:     python -m jaxgen.plan --config=add_latent --topology=v5e:2x2 --quick
           says that it fits: at most 0.49 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 4.45 ms, 5.18 ms if nothing hides what the links carry; to draw its
           grids, 12 images at once, takes at most 0.17 GiB.
-Time:     8 minutes for 334 steps of one core, without the two and the drawing of the teacher's
-          samples (cpu-2/add_latent_train.log).
-Result:   after 334 Fréchet distance 12.0 at one step, after 667 with --distillation=0 10.4; its
-          teacher's 50 steps have 8.9 (docs/methods.md).
+Time:     32 minutes for 334 steps on a shared core, without the two (cpu-2/add_latent_train.log).
+Result:   after 334 Fréchet distance 11.5 at one step, its
+          teacher's 50 steps have 10.5 (docs/methods.md).
 """
 
 import dataclasses

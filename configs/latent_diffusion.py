@@ -6,9 +6,9 @@ Plan:     python -m jaxgen.plan --config=latent_diffusion --topology=v5e:2x2 --q
           says that it fits: at most 0.32 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 0.967 ms, 1.47 ms if nothing hides what the links carry; to draw its
           grids, 12 images at once, takes at most 0.18 GiB.
-Time:     19 minutes for 2000 steps on a shared core, without the codec, on the 274 pictures of
+Time:     30 minutes for 2000 steps on a shared core, without the codec, on the 274 pictures of
           --data.name=openmoji:smileys-emotion,food-drink (cpu-2/latent_diffusion_train.log).
-Result:   there, at 50 steps hearts, faces and apple can be told; Fréchet distance 8.9
+Result:   there, at 50 steps hearts, faces and apple can be told; Fréchet distance 10.5
           (docs/methods.md).
 
 Its networks and noise levels are of Stable Diffusion's kinds, so that what is trained goes out by
