@@ -2,7 +2,7 @@
 
 Command:  python -m jaxgen.train --config=add_sdxl --teacher=FOLDER --data.name=imagefolder:PICTURES
           FOLDER holds the published weights in diffusers' layout.
-Hardware: as add_sd21.py, for half as many images; to plan it takes 17 GB of a host.
+Hardware: as add_sd21.py, for half as many images; to plan it takes 18 GB of a host.
 Plan:     python -m jaxgen.plan --config=add_sdxl --topology=v5e:4x4 --quick
           says that it fits: at most 12.97 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 748 ms, 1.06 s if nothing hides what the links carry; to draw its

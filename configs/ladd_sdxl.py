@@ -3,7 +3,7 @@
 Command:  python -m jaxgen.train --config=ladd_sdxl --teacher=FOLDER --data.name=imagefolder:PATH
           FOLDER holds the published weights in diffusers' layout; of the pictures only the captions
           are used, for which the teacher draws its own.
-Hardware: as ladd_sd21.py, twice its memory for half as many images; to plan it takes 19 GB.
+Hardware: as ladd_sd21.py, twice its memory for half as many images; to plan it takes 20 GB.
 Plan:     python -m jaxgen.plan --config=ladd_sdxl --topology=v5e:4x4 --quick
           says that it fits: at most 11.86 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 416 ms, 788 ms if nothing hides what the links carry; to draw its

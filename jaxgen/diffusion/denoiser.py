@@ -17,8 +17,8 @@ from jaxgen.diffusion import sampler as samplers
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError
+from jaxgen.models import remat
 from jaxgen.models.dit import DiT, DiTConfig
-from jaxgen.models.remat import gathered
 from jaxgen.models.unet import UNet, UNetConfig, timestep_embedding
 from jaxgen.text.encoder import TextConfig, TextEncoder, TextFeatures
 
@@ -161,13 +161,10 @@ def output(
     return _network(config).apply({"params": params}, x_in, t, *_conditions(config, text))  # pyright: ignore[reportReturnType]
 
 
-def whole(config: Denoiser, params: Weights) -> Weights:
-    """The network's weights for a train step: gathered once, where its `gather_once` says so.
-
-    For weights that several passes of a step use, forward ones or backward.
-    """
+def gathered(config: Denoiser, params: Weights) -> Weights:
+    """The network's weights, for several passes of a train step, as its `gather_once` asks."""
     backbone = config.backbone
-    return gathered(params, backbone.dtype) if backbone.gather_once else params
+    return remat.gathered(params, backbone.dtype) if backbone.gather_once else params
 
 
 def predict_x0(

@@ -196,7 +196,7 @@ def train_step(config: Add, state: State, frozen: Any, batch: Batch) -> tuple[St
     x_s = student_input(config, x0, eps, s)
 
     def student(params: Any) -> Images:
-        weights = denoiser.whole(config.model, params)
+        weights = denoiser.gathered(config.model, params)
         return denoiser.predict_x0(config.model, weights, x_s, s, text)
 
     fake, student_vjp = jax.vjp(student, state.params["student"])

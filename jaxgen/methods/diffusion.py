@@ -191,7 +191,7 @@ def train_step(config: Diffusion, state: State, frozen: Any, batch: Batch) -> tu
     def loss_of(trained: Any) -> Float[Array, ""]:
         whole = _whole(config, trained, frozen)
         text = said(config, {**frozen, **whole}, batch)
-        weights = denoiser.whole(config.model, whole["denoiser"])
+        weights = denoiser.gathered(config.model, whole["denoiser"])
         return loss(config, weights, x0, text, t, eps)
 
     def hastened(before: Any, after: Any) -> Any:

@@ -165,7 +165,7 @@ def train_step(config: Ladd, state: State, frozen: Any, batch: Batch) -> tuple[S
         return stream(config.seed, state.step, name)
 
     schedule = config.model.schedule
-    frozen = {**frozen, "teacher": denoiser.whole(config.model, frozen["teacher"])}
+    frozen = {**frozen, "teacher": denoiser.gathered(config.model, frozen["teacher"])}
     _, x0 = clean(config, frozen, batch, random("flip"))
     text = jax.lax.stop_gradient(said(config, frozen, batch))
 
@@ -174,7 +174,7 @@ def train_step(config: Ladd, state: State, frozen: Any, batch: Batch) -> tuple[S
     x_s = schedules.add_noise(schedule, x0, eps, s, pure_terminal=True)
 
     def student(params: Any) -> Images:
-        weights = denoiser.whole(config.model, params)
+        weights = denoiser.gathered(config.model, params)
         return denoiser.predict_x0(config.model, weights, x_s, s, text)
 
     fake, student_vjp = jax.vjp(student, state.params["student"])

@@ -108,7 +108,7 @@ def loss(
     model = config.model
     x_t = corruption.corrupt(x0, noise, corruption.level(model.schedule, t))
     text = denoiser.encode(model, weights["text"], caption)
-    network = denoiser.whole(model, weights["denoiser"])
+    network = denoiser.gathered(model, weights["denoiser"])
     return jnp.mean((denoiser.predict_x0(model, network, x_t, t, text) - x0) ** 2)
 
 

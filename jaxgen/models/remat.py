@@ -35,8 +35,8 @@ def gathered(params: Any, dtype: str) -> Any:
 
     A block whose forward pass is computed again gathers its matrices again, for each pass: this
     gathers each once, for as many passes as use what comes back, and a device keeps it as long
-    (PyTorch's FSDP without resharding after the forward pass: Zhao et al. 2023, arXiv 2304.11277,
-    section 3.2). In ADD of Stable Diffusion 2.1 on 16 x 16 chips of v5e that takes 23 % off what
+    (PyTorch's FSDP without resharding after the forward pass: Zhao et al. 2023, arXiv 2304.11277).
+    In ADD of Stable Diffusion 2.1 on 16 x 16 chips of v5e that takes 23 % off what
     the links carry, for 1.3 GiB a chip (benchmarks/results/tpu-gather-once.json). Gradients are
     summed over devices in `dtype`, as without this, and come back in float32.
     """

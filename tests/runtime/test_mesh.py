@@ -266,7 +266,7 @@ def test_a_network_that_gathers_once_does_so_for_forward_and_backward_pass(
         config = dataclasses.replace(model, dit=dit)
 
         def loss(params: Any, x: Any) -> Any:
-            weights = denoiser.whole(config, params)
+            weights = denoiser.gathered(config, params)
             return jnp.mean(denoiser.output(config, weights, x, t, text) ** 2)
 
         placed = jax.device_put(params, where), jax.device_put(x, meshes.over_batch(mesh))
