@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks import machine, plans, reports
 from jaxgen import config as configs
 from jaxgen import plan
-from jaxgen.config import Experiment, Mesh
+from jaxgen.config import Experiment
 from jaxgen.errors import UserError, reported
 from jaxgen.runtime import topologies
 
@@ -215,7 +215,8 @@ def _of(name: str, chips: int, fsdp: int = 0) -> Experiment:
     config = configs.load(name)
     fsdp = min(chips, fsdp or FSDP[name])
     train = dataclasses.replace(config.train, batch=chips * IMAGES[name])
-    return dataclasses.replace(config, train=train, mesh=Mesh(data=chips // fsdp, fsdp=fsdp))
+    mesh = dataclasses.replace(config.mesh, data=chips // fsdp, fsdp=fsdp)
+    return dataclasses.replace(config, train=train, mesh=mesh)
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, int, int]:

@@ -28,7 +28,7 @@ config = dataclasses.replace(
     teacher="hf:stable-diffusion-v1-5/stable-diffusion-v1-5",
     model=Denoiser(
         text=dataclasses.replace(CLIP_L, dtype="bfloat16"),
-        unet=dataclasses.replace(SD15_UNET, dtype="bfloat16", remat="blocks"),
+        unet=dataclasses.replace(SD15_UNET, dtype="bfloat16", remat="blocks", gather_once=True),
         schedule=Schedule(kind="scaled_linear"),
         prediction="epsilon",
     ),

@@ -27,5 +27,6 @@ config = dataclasses.replace(
     teacher=teacher.teacher,
     model=teacher.model,
     autoencoder=teacher.autoencoder,
+    mesh=teacher.mesh,
     train=teacher.train,
 )
