@@ -26,6 +26,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # time where others want the cores too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 from collections.abc import Callable
 
 import hypothesis
@@ -33,6 +34,8 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Tracing makes more objects than it leaves: to look for those that can go takes a tenth of it.
+gc.set_threshold(100_000, 20, 20)
 
 # No test has a time limit: the machine may be busy.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -31,6 +31,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
+@pytest.mark.compiler
 def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
     config, place = _shallow(configs.load("dit")), topologies.parse("v5e:2x2")
     mesh = plan.mesh_of(config, topologies.devices(place))

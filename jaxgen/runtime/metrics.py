@@ -10,9 +10,14 @@ import numpy as np
 
 from jaxgen import storage
 
+LINES = "metrics.jsonl"
 
-def _summary_writer() -> Any:
-    """tensorboardX's class, told that there is no PyTorch: it would import it, for 3 seconds."""
+
+def _board(folder: Path, step: int) -> Any:
+    """tensorboardX's writer, whose import takes a tenth of the start of all doors.
+
+    It is told that there is no PyTorch: it would import it, for 3 seconds.
+    """
     hidden: Any = {} if "torch" in sys.modules else {"torch": None}
     sys.modules.update(hidden)
     try:
@@ -20,11 +25,7 @@ def _summary_writer() -> Any:
     finally:
         for name in hidden:
             del sys.modules[name]
-    return SummaryWriter
-
-
-SummaryWriter = _summary_writer()
-LINES = "metrics.jsonl"
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 class MetricsLog:
@@ -40,7 +41,7 @@ class MetricsLog:
         path = self._growing.path / LINES
         _cut(path, step)
         self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path.with_name("tensorboard")), purge_step=step + 1)
+        self._board = _board(path.parent, step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Mean values of the steps since the last line, under the count of steps done."""

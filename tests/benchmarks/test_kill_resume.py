@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import kill_resume
-from benchmarks.kill_resume import BETWEEN, Options
+from benchmarks.kill_resume import BETWEEN, DATA, MOMENTS, OTHER, SAVE, STEP, Options
 
 
 def test_trainings_are_told_to_compute_the_same_bits_again(
@@ -21,15 +21,19 @@ def test_a_chain_killed_between_its_stages_ends_bit_for_bit_undisturbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step, in a save and in the data: test_doors, test_storage, data/test_openmoji."""
-    monkeypatch.setattr(kill_resume, "MOMENTS", (BETWEEN,))
     monkeypatch.setattr(kill_resume, "TEACHER_STEPS", 8)
     monkeypatch.setattr(kill_resume, "STUDENT_STEPS", 6)
-    (row,) = kill_resume.measured(Options(kills=1, seed=3), tmp_path)
-    assert row["killed"].startswith(BETWEEN)
-    assert "8 steps of student_teacher logged" in row["killed"]
-    assert not row["difference"]
+    places = [kill_resume._place(tmp_path, name) for name in ("whole", "killed")]
+    spent, where = kill_resume._run(places[0], tmp_path)
+    assert not where
+    assert spent[BETWEEN] > 0
+    _, where = kill_resume._run(places[1], tmp_path, BETWEEN, after=0.3)
+    assert where.startswith(BETWEEN)
+    assert "8 steps of student_teacher logged" in where
+    kill_resume._run(places[1], tmp_path)
+    whole, mended = map(kill_resume.outcome, places)
+    assert not kill_resume.first_difference(whole, mended)
     # That it would have seen a difference, in whatever the run learnt:
-    whole = kill_resume.outcome(tmp_path / "whole")
     assert kill_resume.first_difference(whole, dict(whole)) == ""
     names = [name for name in whole if name.startswith("student/6/")]
     assert {name.split("/")[2] for name in names} >= {"params", "ema", "opt_state", "step"}
@@ -39,3 +43,25 @@ def test_a_chain_killed_between_its_stages_ends_bit_for_bit_undisturbed(
     assert said == f"{names[0]} differs"
     log = whole.pop("student/metrics.jsonl")
     assert kill_resume.first_difference({"student/metrics.jsonl": log}, {}).endswith("is missing")
+
+
+def test_every_kind_of_moment_has_its_turn_and_a_try_that_came_too_late_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[tuple[str, str, float]] = []
+
+    def run(place: Path, scratch: Path, moment: str = "", after: float = 0.0):
+        tries.append((place.name, moment, after))
+        late = len([each for each in tries if each[1]]) == 2
+        return dict.fromkeys(MOMENTS, 3.0) | {OTHER: 1.0}, "" if late or not moment else "there"
+
+    monkeypatch.setattr(kill_resume, "_run", run)
+    learnt = iter([{"a": b"1"}, *({"a": b"2"} if n == 3 else {"a": b"1"} for n in range(5))])
+    monkeypatch.setattr(kill_resume, "outcome", lambda _: next(learnt))
+    rows = kill_resume.measured(Options(kills=5), tmp_path)
+    assert [row["moment"] for row in rows] == [*MOMENTS, MOMENTS[0]]
+    assert [row["difference"] for row in rows] == ["", "", "", "a differs", ""]
+    assert all(0 <= row["seconds"] <= 3 for row in rows)
+    killed = [each[1] for each in tries if each[1]]
+    assert killed == [DATA, STEP, STEP, SAVE, BETWEEN, DATA], "the second came too late"
+    assert [each[0] for each in tries[:2]] == ["warm", "whole"]
