@@ -74,19 +74,20 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """That of the checkout, `+` where files were changed since; none outside a checkout."""
-    asked = [
-        "git",
-        "-C",
-        str(RESULTS.parent.parent),
-        "describe",
-        "--always",
-        "--dirty=+",
-        "--exclude=*",
-    ]
+    """That of the checkout, `+` where more than results was changed since; none outside one."""
+    root = str(RESULTS.parent.parent)
+    others = [":/", ":(exclude,top)benchmarks/results"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        told = subprocess.run(asked, capture_output=True, check=True, text=True)
-        return told.stdout.strip()
+        found, changed = (
+            subprocess.run(
+                ["git", "-C", root, *asked], capture_output=True, check=True, text=True
+            ).stdout.strip()
+            for asked in (
+                ["rev-parse", "--short", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", *others],
+            )
+        )
+        return found + "+" * bool(changed)
     return ""
 
 

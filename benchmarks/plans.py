@@ -99,6 +99,7 @@ def planned(
             "config": name,
             "topology": topology,
             "fingerprint": fingerprint(config),
+            "commit": machine.commit(),
             "versions": machine.versions(),
             "mesh": dict(mesh.shape),
             "batch": config.train.batch,
@@ -112,7 +113,7 @@ def planned(
 
 def fits(row: dict[str, Any]) -> bool:
     """Whether a chip has room for the step, and for the last grid beside the run's state."""
-    found = [row["train_step"], *([row["sampler"]] if row.get("sampler") else [])]
+    found = [row["train_step"], *([row["sampler"]] if row["sampler"] else [])]
     return all(made["memory"] and needed(made) <= row["assumed"]["usable"] for made in found)
 
 

@@ -105,6 +105,7 @@ def compiled(config: Experiment, kind: str, chips: int, quick: bool = False) -> 
         "kind": kind,
         "chips": chips,
         "fingerprint": plans.fingerprint(config),
+        "commit": machine.commit(),
         "versions": machine.versions(),
         "mesh": dict(mesh.shape),
         "batch": config.train.batch,

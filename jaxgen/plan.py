@@ -119,7 +119,7 @@ def sampler(
         rows.extend((title, how) for title, _, how in found)
         return [weights for _, weights, _ in found]
 
-    shapes = jax.eval_shape(weights, state, frozen)
+    traced, shapes = jax.make_jaxpr(weights, return_shape=True)(state, frozen)
     number = max(range(len(rows)), key=lambda n: rows[n][1].steps)
     title, how = rows[number]
     where = meshes.over_parameters(mesh, shapes[number], config.mesh.rules)
@@ -137,8 +137,13 @@ def sampler(
         compiler_options=meshes.options(mesh),
     )
     made = _compiled(program, (chosen, key, ids, how), {"weights": chosen}, place, mesh, quick)
-    beside = costs.bytes_on_one((state, frozen)) - costs.bytes_on_one(chosen)
-    return title, count, max(0, beside), made
+    own = {id(variable) for variable in traced.jaxpr.invars}
+    given = [id(variable) in own for variable in traced.jaxpr.outvars]
+    given = jax.tree.leaves(jax.tree.unflatten(jax.tree.structure(shapes), given)[number])
+    leaves = zip(jax.tree.leaves(chosen), given, strict=True)
+    parts = [leaf for leaf, given in leaves if given]  # others, such as merged ones, are made of it
+    beside = costs.bytes_on_one((state, frozen)) - costs.bytes_on_one(parts)
+    return title, count, beside, made
 
 
 def largest_batch(

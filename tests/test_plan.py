@@ -20,8 +20,8 @@ from jaxgen import methods, plan, stages
 from jaxgen.config import Mesh, Train
 from jaxgen.methods.add import Add
 from jaxgen.plan import Compiled
+from jaxgen.runtime import costs, topologies
 from jaxgen.runtime import mesh as meshes
-from jaxgen.runtime import topologies
 from jaxgen.runtime.costs import Costs, Exchange, Memory
 
 needs_compiler = pytest.mark.skipif(
@@ -33,12 +33,16 @@ needs_compiler = pytest.mark.skipif(
 @needs_compiler
 @pytest.mark.compiler
 def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
-    config, place = _shallow(configs.load("dit")), topologies.parse("v5e:2x2")
+    """And takes what its committed plan says, which holds the others' to the code as it is."""
+    config, place = configs.load("dit"), topologies.parse("v5e:2x2")
     mesh = plan.mesh_of(config, topologies.devices(place))
     step = plan.train_step(config, place, mesh)
     assert step.fits(place)
     assert step.memory
     assert step.costs
+    (planned,) = (row["train_step"] for row in plans.read() if row["config"] == "dit")
+    assert step.memory.total == pytest.approx(planned["memory"]["total"], rel=0.1)
+    assert step.costs.flops == pytest.approx(planned["costs"]["flops"], rel=0.1)
     kinds = step.memory.arguments
     parameters = kinds["parameters"]
     assert parameters > 2**20
@@ -287,6 +291,8 @@ def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> 
         assert row, f"{name} claims {topology} and was never planned; {again}"
         assert row["fits"], f"{name} claims to fit {topology} and does not"
         config = configs.load(name)
+        draws = hasattr(methods.of(config), "sample")
+        assert bool(row["sampler"]) == draws, f"what {name} draws was never planned; {again}"
         assert row["fingerprint"] == plans.fingerprint(config), f"{name} has changed; {again}"
         assert row["batch"] == config.train.batch
 
@@ -294,19 +300,35 @@ def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> 
 def test_a_plan_fits_where_the_step_does_and_the_sampler_beside_the_rest() -> None:
     """Of a chip of 10 bytes."""
 
-    def row(step: int, **sampler: Any) -> dict[str, Any]:
-        found = {"assumed": {"usable": 10}, "train_step": {"memory": {"total": step}}}
-        return found | sampler
+    def row(step: int, sampler: dict[str, Any] | None) -> dict[str, Any]:
+        made = {"train_step": {"memory": {"total": step}}, "sampler": sampler}
+        return {"assumed": {"usable": 10}, **made}
 
     def sampler(total: int, beside: int) -> dict[str, Any]:
         return {"memory": {"total": total}, "beside": beside}
 
-    assert plans.fits(row(10))
-    assert not plans.fits(row(11))
-    assert plans.fits(row(10, sampler=None))
-    assert plans.fits(row(10, sampler=sampler(6, 4)))
-    assert not plans.fits(row(10, sampler=sampler(6, 5)))
-    assert not plans.fits(row(10, sampler={"memory": None, "beside": 0}))
+    assert plans.fits(row(10, None))
+    assert not plans.fits(row(11, None))
+    assert plans.fits(row(10, sampler(6, 4)))
+    assert not plans.fits(row(10, sampler(6, 5)))
+    assert not plans.fits(row(10, {"memory": None, "beside": 0}))
+
+
+def test_what_is_made_for_a_grid_lies_beside_all_that_it_is_made_of() -> None:
+    """The tuned weights whose adapters are merged; where nothing is made, nothing counts twice."""
+    place = topologies.parse("v5e:2x4")
+    for name in ("diffusion_64", "finetune_64"):
+        config = configs.load(name)
+        mesh = meshes.make(config.mesh, config.train.batch, jax.devices()[:8])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan, "_compiled", lambda _program, _arguments, kinds, *_: kinds)
+            _, _, beside, kinds = plan.sampler(config, place, mesh)
+        frozen, state = plan._arguments(plan._resolved(config)[0], mesh)
+        whole, drawn = map(costs.bytes_on_one, ((state, frozen), kinds["weights"]))
+        if name == "diffusion_64":
+            assert beside == whole - drawn
+        else:
+            assert whole - drawn < beside < whole
 
 
 @pytest.mark.parametrize(
