@@ -225,11 +225,6 @@ def told_to_go() -> Iterator[None]:
         os.close(write)
 
 
-def go(*_: Any) -> None:
-    """Leaves at once because the process was told to; fit for a signal's handler."""
-    leave(EXIT_AGAIN, "told to go; the same command goes on from what is saved")
-
-
 def _noted(*_: Any) -> None:
     """The thread acts on it."""
 
@@ -244,7 +239,7 @@ def _heed(signals: int) -> None:
     with open(signals, "rb", buffering=0) as stream:
         while number := stream.read(1):
             if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _noted:
-                go()
+                leave(EXIT_AGAIN, "told to go; the same command goes on from what is saved")
             if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _interrupted:
                 if not _HEARD.wait(PATIENCE):
                     told = "interrupted; the same command goes on from what is saved"

@@ -20,6 +20,7 @@ from jaxgen.runtime.metrics import MetricsLog
 from jaxgen.runtime.progress import Bar, duration, terms
 from jaxgen.state import Metrics, State
 
+AHEAD = 2  # steps under way before the next is begun: what a signal may have to wait for
 GRACE = 50.0  # seconds that a bucket has to take the state; who stops us waits for 60 (tpu/)
 
 
@@ -89,6 +90,8 @@ def fit(
             state, metrics = step(state, frozen, meshes.put_batch(mesh, next(data)))
             pending.append(metrics)
             done += 1
+            if len(pending) > AHEAD:
+                jax.block_until_ready(pending[-1 - AHEAD])
             if done == first:
                 jax.block_until_ready(metrics)
                 stop.heed()
@@ -183,10 +186,11 @@ def _mean(pending: list[Metrics], done: int) -> dict[str, float]:
 
 
 class _Stop:
-    """SIGINT and SIGTERM ask for a stop after the current step; a second one stops at once.
+    """SIGINT and SIGTERM ask for a stop after the current step; a second SIGINT stops at once.
 
-    They do so from `heed` on. From the first signal on the process has GRACE seconds, if the folder
-    is in a bucket.
+    A second SIGTERM says nothing new: where a machine goes, the process may be told by more than
+    one. They do so from `heed` on. From the first signal on the process has GRACE seconds, if the
+    folder is in a bucket.
 
     Several processes must stop after the same step. JAX's coordination service sees to that: it
     takes SIGTERM, and a SIGINT is passed on to it as one, from the start.
@@ -221,11 +225,15 @@ class _Stop:
             os.write(2, b"\njaxgen: saving after this step; once more to stop at once\n")
         # Not the handler before, which a thread looks for, as it then would at this signal, to end
         # the process while that saves.
-        again = signal.default_int_handler if number == signal.SIGINT else hosts.go
+        again = signal.default_int_handler if number == signal.SIGINT else _told_already
         signal.signal(number, again)
         _limit(self._folder, self.code)
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _told_already(*_: Any) -> None:
+    """The state is being saved for the signal before."""
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,15 @@ def train_step(state: State, frozen: Any, batch: Any, poison: int = -1) -> tuple
     return new, {"loss": jnp.sum(p**2), "penalty": p[0] + broken}
 
 
-def fit(folder: Path, steps: int, every: int = 5, step=train_step, sample=None, data=None) -> State:
+def fit(
+    folder: Path,
+    steps: int,
+    every: int = 5,
+    step=train_step,
+    sample=None,
+    data=None,
+    log_every: int = 1,
+) -> State:
     checkpoints = Checkpoints(folder / "checkpoints", every)
     try:
         return loop.fit(
@@ -71,7 +80,7 @@ def fit(folder: Path, steps: int, every: int = 5, step=train_step, sample=None, 
             data=data or Counted(),
             steps=steps,
             batch=8,
-            log_every=1,
+            log_every=log_every,
             checkpoints=checkpoints,
             open_log=functools.partial(logs.MetricsLog, folder),
             sample=sample or (lambda *_: None),
@@ -121,18 +130,43 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(
     assert "going on from the checkpoint of step 9" in capsys.readouterr().out
 
 
-def test_a_run_told_to_go_twice_goes_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_run_told_to_go_by_several_at_once_saves_all_the_same(tmp_path: Path) -> None:
+    """As where a machine goes: the script beside the run passes on what the run has heard too."""
+
     def stop(state: State, step: int, log: Any) -> None:
-        for _ in range(2):
+        for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(os, "_exit", sys.exit)
-    with pytest.raises(SystemExit) as stopped:
-        fit(tmp_path, 23, sample=stop)
+    told = pytest.raises(loop.Interrupted, match="after step 2")
+    with hosts.told_to_go(), told as stopped:
+        fit(tmp_path, 23, every=100, sample=stop)
     assert stopped.value.code == 75
-    assert "jaxgen: told to go" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints/2").is_dir()
+
+
+def test_a_signal_waits_for_few_steps_however_seldom_metrics_are_read(tmp_path: Path) -> None:
+    """A device would take whatever is asked of it, and a signal wait for all of that."""
+    done: list[float] = []
+    asked: list[int] = []
+
+    class Watched(Counted):
+        def __next__(self) -> dict[str, np.ndarray]:
+            asked.append(self.position - len(done))
+            return super().__next__()
+
+    def slow(n: np.ndarray) -> np.ndarray:
+        time.sleep(0.02)
+        done.append(float(n))
+        return n
+
+    def step(state: State, frozen: Any, batch: Any) -> tuple[State, Any]:
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        n = jax.pure_callback(slow, shape, batch["n"].mean() + 0 * state.params["p"][0])
+        return train_step(state, frozen, {"n": n[None]})
+
+    fit(tmp_path, 30, every=100, step=step, data=Watched(), log_every=100)
+    assert len(done) == 30
+    assert 0 < max(asked) <= loop.AHEAD
 
 
 def test_a_run_told_to_go_while_it_saves_its_last_step_does_no_more(
