@@ -63,7 +63,7 @@ def main() -> None:
         config = cli.configured(rest, prog="python -m jaxgen.plan")
         devices = topologies.devices(place)
         mesh = mesh_of(config, devices)
-        stages.check_rules(config)
+        stages.check_rules(config, mesh)
         _print_head(config, place, mesh)
         step = train_step(config, place, mesh, quick)
         _print_step(config, place, mesh, step)

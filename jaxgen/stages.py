@@ -212,18 +212,32 @@ def parameters(stage: Stage) -> dict[str, int]:
     return counts | {f"{name} (frozen)": _count(tree) for name, tree in frozen.items()}
 
 
-def check_rules(config: Experiment) -> None:
-    """Raises UserError for a rule of --mesh.rules that is for no array of the config's own run.
+def check_rules(config: Experiment, mesh: jax.sharding.Mesh, every: bool = True) -> None:
+    """Raises UserError for a rule of --mesh.rules that an array of a run cannot follow.
 
-    What is trained before it is given the same rules, and follows those that are for it.
+    With `every` also for one that is for no array: what is trained before a run is given the same
+    rules, and follows those that are for it. The table of words, which the data may extend, is
+    judged when it is there.
     """
-    if config.mesh.rules:
-        meshes.check_rules(config.mesh.rules, *_shapes(config))
+    if not config.mesh.rules:
+        return
+    trees = _shapes(config)
+    if every:
+        meshes.check_rules(config.mesh.rules, *trees)
+    count = _vocabulary()
+    for tree in trees:
+        known = jax.tree.map(lambda a: None if count in a.shape else a, tree)
+        meshes.over_parameters(mesh, known, config.mesh.rules)
+
+
+def _vocabulary() -> int:
+    """Words that are known without data."""
+    return words.build().get_vocab_size()
 
 
 def _shapes(config: Experiment) -> tuple[Any, Any]:
     """Trees of the shapes of what a run freezes, and of its state, by a vocabulary without data."""
-    config = config.resolved(words.build().get_vocab_size(), 2)
+    config = config.resolved(_vocabulary(), 2)
     frozen = frozen_shapes(config)
     init = functools.partial(methods.of(config).init, config)
     return frozen, jax.eval_shape(init, frozen, jax.random.key(0))

@@ -6,6 +6,7 @@ renamed, appended to or mapped into memory.
 """
 
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import logging
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -106,6 +108,18 @@ def remove(path: Path) -> None:
         cast(epath.Path, path).rmtree(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(folder: Path, age: float) -> None:
+    """Removes the unfinished files, `.NAME.partial`, of processes that were killed.
+
+    Those are they that nobody has written to for `age` seconds and no living process has locked.
+    """
+    for partial in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError), partial.open("r+b") as file:  # locked, or gone meanwhile
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - partial.stat().st_mtime > age:
+                partial.unlink()
 
 
 class Growing:

@@ -98,9 +98,8 @@ def _check_meshes(plan: list[Stage]) -> None:
         if stage.finished:
             continue
         try:
-            meshes.make(config.mesh, config.train.batch)
-            if stage is plan[-1]:
-                stages.check_rules(config)
+            mesh = meshes.make(config.mesh, config.train.batch)
+            stages.check_rules(config, mesh, every=stage is plan[-1])
         except UserError as error:
             raise UserError(f"{config.name}: {error}") from None
 

@@ -152,7 +152,10 @@ def test_a_rule_is_refused_where_the_trainer_would_and_else_taken(
     monkeypatch.setattr(topologies, "devices", lambda place: jax.devices())
     line = refused(plan.main, "--config=dit", "--mesh.rules=judge/=whole")
     assert "--mesh.rules 'judge/=whole' fits no array" in line
-    stages.check_rules(dataclasses.replace(configs.load("dit"), mesh=Mesh(rules=("mlp=whole",))))
+    line = refused(plan.main, "--config=dit", "--mesh.data=1", "--mesh.rules=kernel=7")
+    assert "--mesh.rules asks for axis 7 of params/generator/" in line
+    config = dataclasses.replace(configs.load("dit"), mesh=Mesh(1, 8, ("embedding=0", "mlp=whole")))
+    stages.check_rules(config, meshes.make(config.mesh, 8))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused) -> Callabl
         (["--train.batch=12"], "student: --train.batch 12 does not divide over 8 x 1 devices"),
         (["--teacher-train-steps=1", "--mesh.data=16"], "student_teacher: a mesh of 16 x 1 needs"),
         (["--mesh.rules=nowhere/=whole"], "student: --mesh.rules 'nowhere/=whole' fits no array"),
+        (["--mesh.rules=kernel=7"], "student_teacher: --mesh.rules asks for axis 7 of "),
+        (["--mesh.rules=judge/.*bias=3"], "student: --mesh.rules asks for axis 3 of params/judge"),
     ],
 )
 def test_a_mesh_batch_or_rule_that_fits_no_stage_is_told_after_the_plan(

@@ -1,6 +1,7 @@
 """What is computed of every picture or caption once and kept: the codes of a codec, say."""
 
 import contextlib
+import fcntl
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from jaxgen import storage
 from jaxgen.data.pipeline import Shared
 from jaxgen.data.source import Images, Source, digest
 from jaxgen.errors import UserError
@@ -19,6 +21,7 @@ from jaxgen.state import Once
 
 FORMAT = 1  # to be raised where the code changes what is computed
 CAPTIONS = 64  # encoded together
+JUST_MADE = 60.0  # seconds within which a file need not be locked yet
 
 Progress = Callable[[int, int], None]
 
@@ -66,6 +69,7 @@ def _arrays(once: Once, rows: _Rows, cache: Path, progress: Progress) -> dict[st
     if found is None:
         with _writing(folder), contextlib.ExitStack() as open_files:
             folder.mkdir(parents=True, exist_ok=True)
+            storage.sweep(folder, JUST_MADE)
             files = {
                 name: open_files.enter_context(_array_file(folder / f"{name}.npy", *shape))
                 for name, shape in shapes.items()
@@ -73,6 +77,7 @@ def _arrays(once: Once, rows: _Rows, cache: Path, progress: Progress) -> dict[st
             for block in _computed(once, rows, progress):
                 for name, array in block.items():
                     files[name].write(array.tobytes())
+        storage.sweep(folder, JUST_MADE)
         found = _kept(folder, shapes)
     assert found is not None
     return found
@@ -106,12 +111,15 @@ def _kept(folder: Path, shapes: dict[str, Any]) -> dict[str, np.ndarray] | None:
 def _array_file(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[BinaryIO]:
     """An .npy file to which the array's bytes are written; it is there when they all are.
 
-    Processes that share a folder each write a file of their own, and the last one counts.
+    Processes that share a folder each write a file of their own, which is locked for as long, and
+    the last one counts.
     """
     partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     try:
         with partial.open("xb") as file:
+            with contextlib.suppress(OSError):  # disks without locks, on which nothing is swept
+                fcntl.flock(file, fcntl.LOCK_EX)
             np.lib.format.write_array_header_1_0(file, header)
             yield file
         os.replace(partial, path)

@@ -1,6 +1,9 @@
 """What is computed once of a picture, or caption: it belongs to that, and no other is taken."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -109,3 +112,37 @@ def test_a_file_where_the_folder_should_be_is_told(source: Source, tmp_path: Pat
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*cache"):
         once.pictures(wanted(2.0), source, tmp_path / "cache", lambda *_: None)
+
+
+WRITING = """
+import fcntl, sys, time
+with open(sys.argv[1], "xb") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
+    source: Source, tmp_path: Path
+) -> None:
+    once.pictures(wanted(2.0), source, tmp_path, lambda *_: None)
+    (file,) = tmp_path.rglob("*.npy")
+    file.unlink()
+    names = ("killed", "living", "new")
+    killed, living, new = (file.with_name(f".code.{name}.partial") for name in names)
+    command = [sys.executable, "-c", WRITING, str(living)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            for path in (killed, new):
+                path.write_bytes(b"some")
+            for path in (killed, living):
+                os.utime(path, (0, 0))
+            once.pictures(wanted(2.0), source, tmp_path, lambda *_: None)
+            assert {path.name for path in file.parent.iterdir()} == {
+                file.name, living.name, new.name
+            }  # fmt: skip
+        finally:
+            process.kill()
