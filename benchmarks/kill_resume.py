@@ -6,8 +6,7 @@ Trains a small teacher and its student from nothing (data prepared, teacher, stu
 undisturbed, then once for every kill: SIGKILL, and the same command again to its end. The kills
 take turns: while the data is prepared, in a step, in a save, between the stages. Each falls when
 the run has spent a random part of the time that the undisturbed one spent so. Weights, both last
-checkpoints (parameters, moving average, moments, place in the data) and metrics logs must be those
-of the undisturbed run, bit for bit. Exit code 1 where they are not.
+checkpoints (parameters, moving average, moments, place in XX
 
 On a GPU the trainings run with XLA's --xla_gpu_deterministic_ops=true: without it, two undisturbed
 runs need not be the same either.
@@ -127,9 +126,12 @@ def measured(options: Options, scratch: Path) -> list[dict[str, Any]]:
         place, after = _place(scratch, "killed"), float(rng.uniform(0, spent[moment]))
         _, where = _run(place, scratch, moment, after)
         if where:
+            kept, told = _kept(place), len((place / "log").read_text())
             _run(place, scratch)
-            difference = first_difference(expected, outcome(place))
+            anew = _begun_anew(place, kept, (place / "log").read_text()[told:])
+            difference = anew or first_difference(expected, outcome(place))
             rows.append({"moment": moment, "seconds": round(after, 2), "killed": where})
+            rows[-1]["kept"] = {stage: step for stage, (step, _) in kept.items()}
             rows[-1]["difference"] = difference
             told = difference or "the same, bit for bit"
             print(f"{len(rows):3}. {moment}, after {after:.2f} s: {where}: {told}", flush=True)
@@ -209,6 +211,31 @@ def _where(place: Path) -> str:
     steps = {stage: _steps(place / "runs" / stage) for stage in STAGES}
     done = [f"{n} steps of {stage} logged" for stage, n in steps.items() if n]
     return f"{_moment(place)}, {' and '.join(done) or 'no step logged'}"
+
+
+def _kept(place: Path) -> dict[str, tuple[int, int | None]]:
+    """Of each stage the step of the newest checkpoint, and when its weights were written if so."""
+    found = {}
+    for stage in STAGES:
+        folder = place / "runs" / stage
+        steps = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()]
+        weights = folder / "model.safetensors"
+        written = weights.stat().st_mtime_ns if weights.is_file() else None
+        found[stage] = max(steps, default=0), written
+    return found
+
+
+def _begun_anew(place: Path, kept: dict[str, tuple[int, int | None]], log: str) -> str:
+    """What a run that was taken up did once more though it was kept, by its log; else empty.
+
+    The end would be the same, bit for bit.
+    """
+    for stage, (step, written) in kept.items():
+        if written is not None and _kept(place)[stage][1] != written:
+            return f"{stage} was trained again though it was finished"
+        if written is None and step and f"going on from the checkpoint of step {step}\n" not in log:
+            return f"{stage} did not go on from its step {step}"
+    return ""
 
 
 def _told(spent: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """A short version of benchmarks.kill_resume: one kill, between the stages of the chain."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,11 @@ def test_a_chain_killed_between_its_stages_ends_bit_for_bit_undisturbed(
     _, where = kill_resume._run(places[1], tmp_path, BETWEEN, after=0.3)
     assert where.startswith(BETWEEN)
     assert "8 steps of student_teacher logged" in where
+    kept, told = kill_resume._kept(places[1]), len((places[1] / "log").read_text())
+    assert kept["student_teacher"][0] == 8
     kill_resume._run(places[1], tmp_path)
+    log = (places[1] / "log").read_text()[told:]
+    assert not kill_resume._begun_anew(places[1], kept, log)
     whole, mended = map(kill_resume.outcome, places)
     assert not kill_resume.first_difference(whole, mended)
     # That it would have seen a difference, in whatever the run learnt:
@@ -45,12 +50,36 @@ def test_a_chain_killed_between_its_stages_ends_bit_for_bit_undisturbed(
     assert kill_resume.first_difference({"student/metrics.jsonl": log}, {}).endswith("is missing")
 
 
+def test_a_run_that_did_again_what_was_saved_is_told(tmp_path: Path) -> None:
+    """Its end is the same, bit for bit."""
+    teacher, student = (tmp_path / "runs" / stage for stage in kill_resume.STAGES)
+    for folder in (
+        teacher / "checkpoints/60",
+        student / "checkpoints/5",
+        student / "checkpoints/9",
+    ):
+        folder.mkdir(parents=True)
+    (student / "checkpoints/15.orbax-checkpoint-tmp").mkdir()
+    (teacher / "model.safetensors").write_bytes(b"")
+    kept = kill_resume._kept(tmp_path)
+    assert (kept["student_teacher"][0], kept["student"]) == (60, (9, None))
+    log = "student: going on from the checkpoint of step {}\n"
+    assert not kill_resume._begun_anew(tmp_path, kept, log.format(9))
+    for other in ("", log.format(5), log.format(90)):
+        said = kill_resume._begun_anew(tmp_path, kept, other)
+        assert said == "student did not go on from its step 9"
+    os.utime(teacher / "model.safetensors", (1, 1))
+    said = kill_resume._begun_anew(tmp_path, kept, log.format(9))
+    assert said == "student_teacher was trained again though it was finished"
+
+
 def test_every_kind_of_moment_has_its_turn_and_a_try_that_came_too_late_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[tuple[str, str, float]] = []
 
     def run(place: Path, scratch: Path, moment: str = "", after: float = 0.0):
+        (place / "log").write_text("")
         tries.append((place.name, moment, after))
         late = len([each for each in tries if each[1]]) == 2
         return dict.fromkeys(MOMENTS, 3.0) | {OTHER: 1.0}, "" if late or not moment else "there"
