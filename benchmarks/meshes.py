@@ -20,7 +20,9 @@ where the frozen weights move by their last bit.
 
 import dataclasses
 import functools
+import json
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -153,7 +155,7 @@ class Deviation(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Options:
     only: str = ""
-    """Some of the methods, with commas between; none: all."""
+    """Some of the methods, with commas between, the others' rows stay; none: all."""
 
     def check(self) -> None:
         """Raises UserError for a method that is not there."""
@@ -170,28 +172,40 @@ def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
         jax.config.update("jax_num_cpu_devices", 8)
-        rows, above = [], []
+        device = machine.hardware()
+        path = machine.folder(device) / "meshes.json"
+        rows = {(row["method"], row["mesh"]): row for row in read(path)} if options.only else {}
+        above = []
         for name in options.names():
             for shape, found in zip(MESHES, deviations(name, MESHES), strict=True):
                 row = {"method": name, "mesh": _place(shape), **found.largest()}
-                rows.append(row)
+                rows[name, row["mesh"]] = row | {"commit": machine.commit()}
                 print(f"{name:20} {row['mesh']}  metrics {row['metrics']:.1e}  gradients "
                       f"{row['gradients']:.1e}  parameters {row['parameters']:.1e}  {row['where']}",
                       flush=True)  # fmt: skip
                 above += exceeding(name, shape, found)
-        device = machine.hardware()
         report = {
             "command": reports.command(PROGRAM, sys.argv[1:]),
             "hardware": device,
-            "rows": rows,
+            "versions": machine.versions(),
+            "rows": [rows[key] for key in claims() if key in rows],
         }
-        path = machine.folder(device) / "meshes.json"
         reports.write(report, path)
         print(f"numbers: {path}")
         for line in above:
             print(line)
         if above:
             sys.exit(1)
+
+
+def claims() -> list[tuple[str, str]]:
+    """Every method on every mesh."""
+    return [(name, _place(shape)) for name in CONFIGS for shape in MESHES]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of results; none where there is no file."""
+    return json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else []
 
 
 def exceeding(name: str, shape: Mesh, found: Deviation) -> list[str]:

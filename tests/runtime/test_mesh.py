@@ -152,6 +152,17 @@ def test_a_step_split_over_eight_devices_is_that_of_one(name: str) -> None:
 BIAS = "judge/head_0/text/bias"
 
 
+def test_every_method_was_tried_on_every_mesh_and_none_was_beyond_its_tolerance() -> None:
+    """Of which this suite tries but some."""
+    rows = compared.read(compared.machine.RESULTS / "cpu-8/meshes.json")
+    assert [(row["method"], row["mesh"]) for row in rows] == compared.claims()
+    for row in rows:
+        most = max(row[kind] for kind in ("metrics", "gradients", "parameters"))
+        arrays = [one for method, one in compared.CANCELLING if method == row["method"]]
+        cancels = any(row["where"].endswith(one) for one in arrays)
+        assert most < (2e-5 if cancels else compared.TOLERANCE), row
+
+
 @pytest.mark.parametrize(
     ("shares", "words"),
     [
