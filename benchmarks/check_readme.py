@@ -1,4 +1,4 @@
-"""Fails where a number in the README or docs is not that of a committed result.
+"""Fails where a number in a README or docs is not that of a committed result.
 
     python -m benchmarks.check_readme            (names every number that differs; exit code 1)
     python -m benchmarks.check_readme --write    (puts the results' numbers there)
@@ -67,14 +67,16 @@ def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
         wrong = []
-        for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "tpu/README.md")
+        for path in pages:
             text = path.read_text(encoding="utf-8")
             right, found = checked(text, RESULTS)
             if options.write and right != text:
                 path.write_text(right, encoding="utf-8")
-            wrong += [f"{path.name}:{line}" for line in ([] if options.write else found)]
-            if path.name == "README.md":
-                wrong += [f"{path.name}:{line}" for line in unsourced(right)]
+            name = path.relative_to(ROOT)
+            wrong += [f"{name}:{line}" for line in ([] if options.write else found)]
+            if path == pages[0]:
+                wrong += [f"{name}:{line}" for line in unsourced(right)]
         print("\n".join(wrong) or "every number is that of a committed result")
         sys.exit(1 if wrong else 0)
 

@@ -50,6 +50,7 @@ from jaxgen.models.patch_discriminator import PatchDiscriminatorConfig
 from jaxgen.models.resnet import ResNetConfig
 from jaxgen.models.unet import UNetConfig
 from jaxgen.runtime import mesh as meshes
+from jaxgen.runtime import topologies
 from jaxgen.state import State
 from jaxgen.text.encoder import TextConfig
 from jaxgen.weights.efficientnet import load_efficientnet_lite0
@@ -171,6 +172,7 @@ class Options:
 def main() -> None:
     with reported():
         options = configs.parse(Options(), sys.argv[1:], PROGRAM)
+        topologies.on_cpu()
         jax.config.update("jax_num_cpu_devices", 8)
         device = machine.hardware()
         path = machine.folder(device) / "meshes.json"

@@ -13,7 +13,7 @@ links cost by their published bandwidths and a microsecond a hop is in it; strag
 compute below the peak, which would make links look cheaper, are not. Programs are compared with
 those that were made alike, hastily or not, and the plot is of the usual meshes. Each program is
 written to results/tpu-scaling.json as soon as it is compiled, and not compiled again where it
-stands there.
+stands there; the table is results/tpu-scaling.md.
 """
 
 import dataclasses
@@ -84,6 +84,7 @@ def main() -> None:
                         print(f"{name} on {chips} {kind}: compiled", flush=True)
         found = [rows[key] for key in sorted(rows)]
         print(table(found))
+        RESULTS.with_suffix(".md").write_text(page(found), "utf-8")
         print(f"numbers: {RESULTS}; plot: {draw(found, RESULTS.with_suffix('.png'))}")
 
 
@@ -164,6 +165,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{worst or ''}  efficiency {100 * low:.0f} to {100 * high:.0f} %"
         )
     return "\n".join(lines)
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown."""
+    return (
+        f"What `{PROGRAM}` found, by the TPU compiler alone: no TPU was there. Efficiency is with "
+        f"no collective hidden behind other work, and with all.\n\n```\n{table(rows)}\n```\n"
+    )
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> Path:

@@ -5,8 +5,8 @@ Memory and collectives are those of the compiled programs; the times are lower b
 chip's published peaks (`jaxgen.runtime.costs`).
 
 With --quick the compiler spends less on the programs: they take a fraction of the time to make, and
-more memory and traffic than those that the trainer will have (11 and 38 % more for gan_64, in a
-tenth of the time). So what fits then will fit, and what does not may.
+more memory and traffic than those that the trainer will have. So what fits then will fit, and what
+does not may.
 
 Exit code 0: the step and the last grid fit, with --search at some batch. 1: they do not; what
 would help is said. 2: bad input.

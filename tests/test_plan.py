@@ -300,6 +300,19 @@ def test_every_claim_of_a_config_was_planned_as_the_config_is_now_and_fits() -> 
         assert row["batch"] == config.train.batch
 
 
+@pytest.mark.parametrize("name", [name for name, _ in plans.claims()])
+def test_what_a_config_says_of_its_plan_is_what_was_found(name: str) -> None:
+    (row,) = (row for row in plans.read() if row["config"] == name)
+    text = (plans.CONFIGS / f"{name}.py").read_text("utf-8").split("Plan:")[1]
+    said = " ".join(text.split('"""')[0].split())
+    step, sampler, usable = row["train_step"], row["sampler"], row["assumed"]["usable"]
+    assert f"{plans.needed(step) / 2**30:.2f} of {usable / 2**30:.2f} GiB" in said
+    for seconds in step["costs"]["seconds"]:
+        assert f"{1e3 * seconds:.3g} ms" in said or f"{seconds:.3g} s" in said
+    if "to draw" in said:
+        assert f"at most {plans.needed(sampler) / 2**30:.2f} GiB" in said
+
+
 def test_a_plan_fits_where_the_step_does_and_the_sampler_beside_the_rest() -> None:
     """Of a chip of 10 bytes."""
 

@@ -97,6 +97,7 @@ def test_the_committed_programs_are_of_the_configs_as_they_are() -> None:
         again = f"{scaling.PROGRAM} --config {each['config']} --chips {each['chips']}"
         assert not scaling.wanted(each, config, quick=True), f"run: {again}"
         assert each["batch"] == config.train.batch
+    assert scaling.RESULTS.with_suffix(".md").read_text("utf-8") == scaling.page(rows)
 
 
 @pytest.mark.parametrize(
