@@ -145,6 +145,7 @@ def _costing(config: Experiment) -> Experiment:
     usual = type(config)()
     train = {name: getattr(usual.train, name) for name in _TRAIN}
     same: dict[str, Any] = {"seed": usual.seed, "workdir": usual.workdir}
+    same |= {"data": dataclasses.replace(config.data, name=usual.data.name, root=usual.data.root)}
     same |= {"train": dataclasses.replace(config.train, **train)}
     same |= {"shown": (f"{len(config.shown) or configs.SHOWN} captions",)}
     for field in dataclasses.fields(config):

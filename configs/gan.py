@@ -6,9 +6,8 @@ Plan:     python -m jaxgen.plan --config=gan --topology=v5e:2x2 --quick
           says that it fits: at most 0.22 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 0.832 ms, 1.29 ms if nothing hides what the links carry; to draw its
           grids, 12 images at once, takes at most 0.13 GiB.
-Time:     16 minutes on a shared core, on the 274 pictures of
-          --data.name=openmoji:smileys-emotion,food-drink (cpu-2/gan_train.log).
-Result:   there, of eight captions shown the red heart, the pizza, the apple and the carrot can be
+Time:     16 minutes on a shared core (cpu-2/gan_train.log).
+Result:   of eight captions shown the red heart, the pizza, the apple and the carrot can be
           told; Fréchet distance 6.6 and recall 81 % (docs/methods.md).
 """
 
@@ -19,7 +18,7 @@ from jaxgen.methods.gan import Gan
 from jaxgen.models.gan import GanConfig
 from jaxgen.text.encoder import TextConfig
 
-diffusion = configs.load("diffusion")
+diffusion = configs.load("flow_matching")
 assert isinstance(diffusion, Diffusion)
 
 config = Gan(

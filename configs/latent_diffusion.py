@@ -6,9 +6,8 @@ Plan:     python -m jaxgen.plan --config=latent_diffusion --topology=v5e:2x2 --q
           says that it fits: at most 0.32 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 0.967 ms, 1.47 ms if nothing hides what the links carry; to draw its
           grids, 12 images at once, takes at most 0.18 GiB.
-Time:     30 minutes for 2000 steps on a shared core, without the codec, on the 274 pictures of
-          --data.name=openmoji:smileys-emotion,food-drink (cpu-2/latent_diffusion_train.log).
-Result:   there, at 50 steps hearts, faces and apple can be told; Fréchet distance 10.5
+Time:     30 minutes on a shared core, without the codec (cpu-2/latent_diffusion_train.log).
+Result:   at 50 steps hearts, faces and apple can be told; Fréchet distance 10.5
           (docs/methods.md).
 
 Its networks and noise levels are of Stable Diffusion's kinds, so that what is trained goes out by
@@ -32,7 +31,7 @@ config = dataclasses.replace(
     name="latent_diffusion",
     codec="vae",
     autoencoder=codec.autoencoder,
-    data=dataclasses.replace(pixels.data, size=codec.data.size),
+    data=dataclasses.replace(codec.data, flip=False),
     # A code has as many cells a side as the pixel model's patches.
     model=dataclasses.replace(
         pixels.model,
@@ -46,6 +45,7 @@ config = dataclasses.replace(
         ),
         schedule=Schedule(kind="scaled_linear", zero_terminal_snr=True),
     ),
-    train=Train(steps=2500, batch=16, ema=0.998, log_every=100, sample_every=1000),
+    shown=configs.load("flow_matching").shown,
+    train=Train(steps=2000, batch=16, ema=0.998, log_every=100, sample_every=1000),
     optimizer=Optimizer(learning_rate=1e-3, warmup=200, decay="cosine"),
 )

@@ -21,6 +21,7 @@ assert isinstance(small, Vae)
 config = dataclasses.replace(
     small,
     name="vae_64",
+    data=dataclasses.replace(small.data, name="openmoji"),
     autoencoder=AutoencoderConfig(block_out=(128, 256, 512), dtype="bfloat16"),
     taps=(0, 2, 4, 10),
     discriminator=PatchDiscriminatorConfig(width=64, layers=3),
