@@ -72,6 +72,7 @@ def main() -> None:
         device = machine.hardware()
         found: dict[str, Any] = {
             "command": reports.command(PROGRAM, sys.argv[1:]),
+            "commit": machine.commit(),
             "hardware": device,
             "versions": machine.versions(),
             "features": network.title,

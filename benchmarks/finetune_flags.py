@@ -91,6 +91,7 @@ def main() -> None:
         device = machine.hardware()
         found = {
             "command": reports.command(PROGRAM, sys.argv[1:]),
+            "commit": machine.commit(),
             "hardware": device,
             "versions": machine.versions(),
             "flags": len(new.images),

@@ -162,17 +162,19 @@ def _rows(
 
 
 LEGEND = (
-    "Shares in %, ± the longer side of the 95 % interval. Trained: all parameters that are, of "
-    "discriminators and judges too. Told: how often a fresh classifier tells samples from real "
-    "images. Modes: distinct nearest training images, over the most possible. Nearest: distance to "
-    "the nearest training image over that of held-out pictures. Memorised: nearer to one training "
-    "image than a third of the distance to the next. Seconds were taken in evaluating, beside "
-    "whatever else ran."
+    "Shares in %, ± the longer side of the 95 % interval. Commit: of the evaluation, not of the "
+    "training. Trained: all parameters that are, of discriminators and judges too. Told: how often "
+    "a fresh classifier tells samples from real images. Modes: distinct nearest training images, "
+    "over the most possible. Nearest: distance to the nearest training image over that of held-out "
+    "pictures. Memorised: nearer to one training image than a third of the distance to the next. "
+    "Seconds were taken in evaluating, beside whatever else ran."
 )
 OLDER = (
     "† By older measures, without {names}: not to be compared with the other rows by what goes by "
     "the same name (R@k then knew one image of a caption alone)."
 )
+RESCALED = "c82f900"
+SINCE = f"Modes in rows of {RESCALED} were put over the most possible afterwards, at 8f517a7."
 COLUMNS = {title: what for title, what in evaluate.COLUMNS.items() if what[0] != "cmmd"}
 
 
@@ -189,6 +191,8 @@ def markdown(report: dict[str, Any]) -> str:
         parts.append(f"Seconds are of several machines: {', '.join(processors)}.\n")
     if missing := [name for name in measures.NAMES if any(name in unknown(row) for row in rows)]:
         parts.append(OLDER.format(names=", ".join(missing)) + "\n")
+    if any(row["commit"] == RESCALED for row in rows):
+        parts.append(SINCE + "\n")
     for captions in (quality.TRAINING, quality.HELD_OUT):
         titles = ["method", "commit", "sampler", "px", "trained, M", "images", "s/image"]
         lines = [[*titles, *COLUMNS]]

@@ -27,6 +27,7 @@ from jaxgen.errors import UserError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTION_KEYS = ("text", "caption", "captions", "texts")
 SPLITS = ("train", "test")
+FORMAT = 2  # of what is remembered of a folder too large for memory
 
 
 def read(
@@ -41,7 +42,8 @@ def read(
     Pictures that cannot be decoded and pictures without a caption are skipped, and `notes` of the
     source names them, when they are fewer than 1 % of the folder; else `UserError` does. To find
     them every picture is decoded here: what was found in a folder too large for memory is
-    remembered under `root`. `progress(done, total)` is called meanwhile.
+    remembered under `root`, for as long as no picture's name, size or time of change is another.
+    `progress(done, total)` is called meanwhile.
     """
     if split not in SPLITS:
         hint = suggestion(split, SPLITS)
@@ -50,7 +52,7 @@ def read(
     files = _pictures(folder)
     captions, faults, notes = _captions(folder, files)
     readable = [name for name in files if name not in faults]
-    images, unreadable = _decode_all(folder, readable, size, root, progress)
+    images, unreadable, digests = _decode_all(folder, readable, size, root, progress)
     faults |= unreadable
     if faults:
         notes.append(_judged(folder, faults, len(files)))
@@ -64,7 +66,7 @@ def read(
     labels = sorted(set(parents.values()))
     if images is None:
         pixels = _Decoded(folder, tuple(chosen), size)
-        content = digest(repr([(folder / name).stat().st_size for name in chosen]).encode())
+        content = digest(repr([digests[name] for name in chosen]).encode())
     else:
         pixels = np.array([images[name] for name in chosen], np.uint8).reshape(-1, size, size, 3)
         content = digest(pixels.tobytes())
@@ -181,40 +183,53 @@ def _decode_all(
     size: int,
     root: str | Path,
     progress: Callable[[int, int], None] | None,
-) -> tuple[dict[str, np.ndarray] | None, dict[str, str]]:
-    """The pixels of every picture, or None when they are too many to keep; and the faults."""
+) -> tuple[dict[str, np.ndarray] | None, dict[str, str], dict[str, str]]:
+    """(Pixels by name, or None when they are too many to keep; faults; digests of the files).
+
+    Digests are those of readable pictures too many to keep, and else none.
+    """
     keep = fits_in_memory(len(names), size)
     stats = [(name, (folder / name).stat()) for name in names]
-    listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    listing = repr([FORMAT, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)])
     verdict = Path(root) / "imagefolder" / f"{digest(listing.encode())}.json"
     if not keep and verdict.is_file():
-        return None, json.loads(verdict.read_text("utf-8"))
+        found = json.loads(verdict.read_text("utf-8"))
+        return None, found["faults"], found["digests"]
 
-    def attempt(name: str) -> np.ndarray | str:
+    def attempt(name: str) -> np.ndarray | str | UnreadableError:
+        """The pixels, or a digest in the place of pixels that are not kept."""
         try:
-            return decode(folder / name, size)
+            if keep:
+                return decode(folder / name, size)
+            file = (folder / name).read_bytes()
+            decode(file, size)
+            return digest(file)
         except UnreadableError as error:
-            return str(error)
+            return error
+        except OSError as error:
+            return UnreadableError(str(error))
 
-    images, faults = {}, {}
+    images, faults, digests = {}, {}, {}
     # Pillow warns of odd metadata that does not matter here.
     with concurrent.futures.ThreadPoolExecutor() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for done, result in enumerate(pool.map(attempt, names), 1):
             name = names[done - 1]
-            if isinstance(result, str):
-                faults[name] = result
-            elif keep:
+            if isinstance(result, UnreadableError):
+                faults[name] = str(result)
+            elif isinstance(result, str):
+                digests[name] = result
+            else:
                 images[name] = result
             if progress:
                 progress(done, len(names))
     if keep:
-        return images, faults
+        return images, faults, digests
     verdict.parent.mkdir(parents=True, exist_ok=True)
     partial = verdict.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(faults), "utf-8")
+    partial.write_text(json.dumps({"faults": faults, "digests": digests}), "utf-8")
     partial.replace(verdict)
-    return None, faults
+    return None, faults, digests
 
 
 def _judged(folder: Path, faults: dict[str, str], total: int) -> str:

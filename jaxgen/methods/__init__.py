@@ -30,7 +30,7 @@ features(config, weights, image)                -> vectors to compare images by
 
 Optional:
 
-once(config, frozen)                            -> `Once`, what is computed once a picture; or None
+once(config, frozen)                            -> list of `Once`, of pictures and of captions
 merged(config, weights)                         -> weights with what is kept beside them merged in
 numbered_noise(config, seed, numbers)           -> what `sample` takes for noise=, of a teacher
 

@@ -58,8 +58,9 @@ class Vae(Experiment):
     more of them may leave it out again for a while."""
     head_start: float = 0.1
     """Share of `train.steps` for which it learns before that, unheard. The adaptive weight has its
-    verdict pull as hard as the reconstruction's error whatever it knows: of one that knows nothing
-    that is noise, which undoes what the autoencoder has learnt."""
+    verdict pull `adversarial` times as hard as the reconstruction's error at the decoder's last
+    layer, whatever it knows: of one that knows nothing that is noise, which undoes what the
+    autoencoder has learnt."""
     discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
     discriminator_optimizer: Optimizer = Optimizer(learning_rate=5e-4, b1=0.5, clip=10.0)
 
@@ -292,8 +293,8 @@ def adaptive_weight(
 ) -> Scalar:
     """‖∇_L rec‖ / (‖∇_L adv‖ + 1e-4), clipped to [0, 1e4]; L is the decoder's last kernel.
 
-    Esser et al. 2021 (VQGAN), eq. 7, with LDM's constants: at the last layer the verdict pulls as
-    hard as the reconstruction error.
+    Esser et al. 2021 (VQGAN), eq. 7, with LDM's constants: at the last layer the verdict pulls,
+    once weighed so, as hard as the reconstruction error.
     """
     ratio = jnp.linalg.norm(of_reconstruction) / (jnp.linalg.norm(of_verdict) + 1e-4)
     return jnp.clip(ratio, 0.0, 1e4)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,24 @@ def test_a_folder_too_large_for_memory_is_judged_once_and_decoded_on_access(tmp_
         UserError, match=r"0000.png was readable at the start and is not now: empty"
     ):
         lazy[0]
+
+
+def test_a_folder_too_large_for_memory_has_a_fingerprint_of_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "IN_MEMORY_BYTES", 1000)
+    folder = tmp_path / "in"
+
+    def written(colour: tuple[int, int, int], nanoseconds: int) -> str:
+        for i in range(12):
+            file = folder / f"{i:04d}.png"
+            save(file, Image.new("RGB", (8, 8), colour), compress_level=0)
+            os.utime(file, ns=(nanoseconds, nanoseconds))
+        return opened(folder).fingerprint
+
+    before = written(RED, 1)
+    sizes = [file.stat().st_size for file in folder.iterdir()]
+    assert written(BLUE, 2) != before
+    assert [file.stat().st_size for file in folder.iterdir()] == sizes
+    assert written(RED, 3) == before, "other times, the same bytes"
 
 
 def test_captions_from_metadata(tmp_path):

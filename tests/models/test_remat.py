@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.diffusion import codec as codecs
 from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from jaxgen.models.unet import UNet, UNetConfig
 
@@ -29,12 +30,20 @@ def unet(remat: Any) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
     )
 
 
-def decoder(remat: Any) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
-    """As add_latent's judge and distance look through it."""
+def autoencoder(remat: Any) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
     network = Autoencoder(dataclasses.replace(CODEC, remat=remat))
     return (
         lambda params: network.apply({"params": params}, CODES, method="decode"),
         lambda: network.init(jax.random.key(0), CODES, method="decode")["params"],
+    )
+
+
+def decoder(remat: Any) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
+    """As add_latent's judge and distance look through it."""
+    config = dataclasses.replace(CODEC, remat=remat)
+    return (
+        lambda params: codecs.decode(config, {**params, "scale": jnp.ones(())}, CODES),
+        lambda: codecs.init(config, jax.random.key(0)),
     )
 
 
@@ -54,11 +63,16 @@ def products(network: Any, remat: str) -> int:
     return told.count("dot_general[") + told.count("conv_general_dilated[")
 
 
-@pytest.mark.parametrize("network", [unet, decoder])
+@pytest.mark.parametrize("network", [unet, autoencoder, decoder])
 def test_products_are_not_computed_again_unless_blocks_are(network: Any) -> None:
     once = products(network, "none")
     assert products(network, "products") == once
     assert products(network, "blocks") > 1.1 * once
+
+
+def test_a_codec_decodes_again_in_the_backward_pass_whatever_its_blocks_keep() -> None:
+    for remat in ("none", "products", "blocks"):
+        assert products(decoder, remat) > 1.2 * products(autoencoder, remat)
 
 
 def test_the_gradient_through_the_decoder_is_the_same() -> None:
