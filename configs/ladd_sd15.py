@@ -5,9 +5,9 @@ Command:  python -m jaxgen.train --config=ladd_sd15 --teacher=FOLDER --data.name
           are used, for which the teacher draws its own.
 Hardware: as ladd_sd21.py, whose network is nearly the same.
 Plan:     python -m jaxgen.plan --config=ladd_sd15 --topology=v5e:4x4 --quick
-          says that it fits: at most 6.03 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 354 ms, 497 ms if nothing hides what the links carry; to draw its
-          grids, 16 images at once, takes at most 2.37 GiB.
+          says that it fits: at most 9.50 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 348 ms, 448 ms if nothing hides what the links carry; to draw its
+          grids, 16 images at once, takes at most 2.84 GiB.
 Result:   not trained yet: no published weights were at hand.
 """
 

@@ -5,9 +5,9 @@ Command:  python -m jaxgen.train --config=ladd_sd21 --teacher=FOLDER --data.name
           are used, for which the teacher draws its own.
 Hardware: as add_sd21.py.
 Plan:     python -m jaxgen.plan --config=ladd_sd21 --topology=v5e:4x4 --quick
-          says that it fits: at most 6.01 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 380 ms, 528 ms if nothing hides what the links carry; to draw its
-          grids, 16 images at once, takes at most 2.45 GiB.
+          says that it fits: at most 9.98 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 373 ms, 474 ms if nothing hides what the links carry; to draw its
+          grids, 16 images at once, takes at most 3.64 GiB.
 Result:   not trained yet: no published weights were at hand.
 """
 
