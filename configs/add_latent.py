@@ -3,10 +3,9 @@
 Command:  python -m jaxgen.train --config=add_latent
 Hardware: 2 CPU cores. Trains the codec (vae) and the teacher (latent_diffusion) first.
 Then:     python -m jaxgen.export --run=runs/add_latent --to=diffusers --out=FOLDER
-Memory:   compiled for one CPU device at batch 24 the step needs 459 MiB of temporaries and 79.7
-          GFLOP, by --autoencoder.remat=blocks 435 and 72.4. The decoder is computed again in the
-          backward pass either way (jaxgen/diffusion/codec.py), which hardly gains at 64 px:
-          without that they would be 465 and 68.0.
+Memory:   compiled for one CPU device at batch 24 the step needs 465 MiB of temporaries and 68.0
+          GFLOP; --autoencoder.remat=blocks, by which add_sd21 looks through its decoder at 512 px,
+          makes that 441 and 72.4.
 Plan:     python -m jaxgen.plan --config=add_latent --topology=v5e:2x2 --quick
           says that it fits: at most 0.49 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 4.45 ms, 5.18 ms if nothing hides what the links carry; to draw its

@@ -11,6 +11,8 @@ Plan:     python -m jaxgen.plan --config=ladd_sd21 --topology=v5e:4x4 --quick
 Result:   not trained yet: no published weights were at hand.
 """
 
+import dataclasses
+
 from jaxgen import config as configs
 from jaxgen.config import Drawing
 from jaxgen.methods.add import Add
@@ -27,7 +29,8 @@ config = Ladd(
     model=like.model,
     autoencoder=like.autoencoder,
     drawn=Drawing(count=10_000, steps=25, guidance=5.0),
-    mesh=like.mesh,
+    # What is only read, and read whole, may be whole: there is room for the text encoder too.
+    mesh=dataclasses.replace(like.mesh, rules=(*like.mesh.rules, "text/encoder=whole")),
     train=like.train,
     optimizer=like.optimizer,
     judge_optimizer=like.judge_optimizer,

@@ -6,7 +6,6 @@ deviation over the pictures that it was trained on.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -31,16 +30,7 @@ def encode(config: AutoencoderConfig, weights: Weights, image: Images) -> Codes:
 
 
 def decode(config: AutoencoderConfig, weights: Weights, codes: Codes) -> Images:
-    """Images in about [-1, 1] from codes.
-
-    What happens within is computed again in the backward pass and not kept: of a batch at full
-    size it would outweigh everything else. `config.remat` says what is kept of each block then.
-    It costs a sixth of the FLOPs of a step of add_sd21; what memory it saves there, where blocks
-    are computed again too, has not been measured.
-    """
-
-    def run(weights: Weights, codes: Codes) -> Images:
-        latent = codes / weights["scale"]
-        return Autoencoder(config).apply({"params": weights}, latent, method="decode")  # pyright: ignore[reportReturnType]
-
-    return jax.checkpoint(run)(weights, codes)
+    """Images in about [-1, 1] from codes. Of what the backward pass needs, `config.remat` says what
+    is kept."""
+    latent = codes / weights["scale"]
+    return Autoencoder(config).apply({"params": weights}, latent, method="decode")  # pyright: ignore[reportReturnType]
