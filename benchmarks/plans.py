@@ -241,8 +241,6 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _of_drawing(row: dict[str, Any]) -> str:
-    if "sampler" not in row:  # planned before it was looked at
-        return "not compiled"
     made = row["sampler"]
     if made is None:
         return "nothing is drawn"

@@ -350,7 +350,6 @@ def test_what_is_made_for_a_grid_lies_beside_all_that_it_is_made_of() -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        ({}, "not compiled"),
         ({"sampler": None}, "nothing is drawn"),
         ({"sampler": {"memory": None, "refusal": "Used 17G"}}, "does not fit: Used 17G"),
         (
