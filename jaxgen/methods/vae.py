@@ -6,8 +6,8 @@ pixel values, the perceptual distance over positions and taps. The KL divergence
 latent and divided by the number of pixel values. LDM sums all its terms over an image, so the ratio
 of the terms is LDM's and its weights keep their meaning, the KL weight of 1e-6 above all.
 
-Elsewhere codes are the encoder's means times `scale`, so that their standard deviation is about 1;
-`encode` and `decode` apply it, and no one else need know of it.
+Elsewhere codes are the encoder's means, of which `weights` makes every channel one of mean 0 and
+deviation 1 or nearly so (`codecs.standardised`).
 """
 
 import dataclasses
@@ -117,12 +117,13 @@ def frozen_shapes(config: Vae) -> dict[str, Any]:
 
 
 def init(config: Vae, frozen: Any, key: PRNGKeyArray) -> State:
-    """A fresh state; the latents' moments, beside the averaged weights, start at a unit Gaussian's.
+    """A fresh state; the channels' moments, beside the averaged weights, are a unit Gaussian's.
 
     There is no player `discriminator` where its weight is 0.
     """
     del frozen
     image = jnp.zeros((1, config.data.size, config.data.size, 3))
+    channels = config.autoencoder.latent_channels
     keys = dict(zip(("autoencoder", "discriminator"), jax.random.split(key), strict=True))
     params = {"autoencoder": Autoencoder(config.autoencoder).init(keys["autoencoder"], image)}
     if config.adversarial:
@@ -135,7 +136,7 @@ def init(config: Vae, frozen: Any, key: PRNGKeyArray) -> State:
         params=params,
         ema={
             "autoencoder": jax.tree.map(jnp.copy, params["autoencoder"]),
-            "latents": {"mean": jnp.zeros(()), "square": jnp.ones(())},
+            "latents": {"mean": jnp.zeros(channels), "square": jnp.ones(channels)},
         },
         opt_state={name: optimizers[name].init(params[name]) for name in params},
     )
@@ -205,7 +206,8 @@ def train_step(config: Vae, state: State, frozen: Any, batch: Batch) -> tuple[St
         state.opt_state["autoencoder"],
         state.params["autoencoder"],
     )
-    moments = {"mean": jnp.mean(seen.mean), "square": jnp.mean(seen.mean**2)}
+    moments = {"mean": seen.mean, "square": seen.mean**2}
+    moments = {name: jnp.mean(value, (0, 1, 2)) for name, value in moments.items()}
     return State(
         step=state.step + 1,
         params=new,
@@ -307,21 +309,22 @@ def psnr(image: Images, real: Images) -> Float[Array, " b"]:
 
 
 def weights(config: Vae, state: State, frozen: Any) -> Weights:
-    """The autoencoder averaged over training, and `scale`.
+    """The autoencoder averaged over training, its codes standardised, and their `scale`.
 
-    That is 1 / standard deviation of the means over about the last hundred batches of training
-    pictures, each batch's as the encoder gave them that was then in training: not measured again
-    with the averaged one, which is what is sampled with.
+    By the channels' moments over about the last hundred batches of training pictures, each batch's
+    as the encoder gave them that was then in training: not measured again with the averaged one,
+    which is what is sampled with.
     """
-    del config, frozen
+    del frozen
     moments = state.ema["latents"]
     variance = moments["square"] - moments["mean"] ** 2
-    scale = jax.lax.rsqrt(jnp.maximum(variance, 1e-12))
-    return {**state.ema["autoencoder"], "scale": scale}
+    deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
+    averaged = state.ema["autoencoder"]
+    return codecs.standardised(config.autoencoder, averaged, moments["mean"], deviation)
 
 
 def posterior(config: Vae, params: Any, image: Images) -> Posterior:
-    """The encoder's Gaussian for images in [-1, 1], not scaled; `params` may be `Weights`."""
+    """The encoder's Gaussian for images in [-1, 1]; `params` may be `Weights`."""
     return _network(config, params, "encode", image)
 
 

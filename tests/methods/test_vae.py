@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import assert_followed, state_like
+from tiny import assert_followed, random_like, state_like
 
 from jaxgen.config import Data, Optimizer, Train
+from jaxgen.diffusion import codec as codecs
 from jaxgen.errors import UserError
 from jaxgen.methods import vae
 from jaxgen.methods.vae import Vae
@@ -49,7 +50,7 @@ def eyes():
 @pytest.fixture(scope="module")
 def state(eyes):
     state = state_like(functools.partial(vae.init, CONFIG, eyes, jax.random.key(0)))
-    unit = {"mean": jnp.zeros(()), "square": jnp.ones(())}
+    unit = {"mean": jnp.zeros(4), "square": jnp.ones(4)}
     return state.replace(ema={**state.ema, "latents": unit})
 
 
@@ -244,23 +245,54 @@ def test_codes_have_unit_deviation_by_the_moments_kept(trained, batch) -> None:
     weights = vae.weights(PLAIN, state, {})
     codes = np.asarray(vae.encode(PLAIN, weights, to_unit(batch["image"])), np.float64)
     assert codes.shape == (8, 4, 4, 4)
-    assert codes.std() == pytest.approx(1, abs=0.03)
-    assert abs(1 / weights["scale"] - 1) > 0.05, "or nothing was measured"
-    assert last["latent_std"] == pytest.approx(1 / float(weights["scale"]), rel=0.05)
+    np.testing.assert_allclose(codes.std((0, 1, 2)), 1, atol=0.05)
+    np.testing.assert_allclose(codes.mean((0, 1, 2)), 0, atol=0.05)
+    raw = vae.posterior(PLAIN, state.ema["autoencoder"], to_unit(batch["image"])).mean
+    assert np.abs(raw.std((0, 1, 2)) - 1).max() > 0.05, "or nothing was measured"
+    assert last["latent_std"] == pytest.approx(float(raw.std()), rel=0.05)
 
 
-def test_the_scale_is_that_of_the_encoder_in_training(eyes, state, batch, step) -> None:
+@pytest.mark.parametrize("quant_conv", [True, False])
+def test_a_standardised_codec_gives_the_same_pictures(quant_conv: bool) -> None:
+    config = dataclasses.replace(CONFIG.autoencoder, quant_conv=quant_conv)
+    params = random_like(functools.partial(codecs.init, config, jax.random.key(0)))
+    del params["scale"]
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.uniform(-1, 1, (4, 16, 16, 3)), jnp.float32)
+    network = Autoencoder(config)
+    before = network.apply({"params": params}, image, method="encode")
+    shift, scale = before.mean.mean((0, 1, 2)), before.mean.std((0, 1, 2))
+    weights = codecs.standardised(config, params, shift, scale)
+    codes = codecs.encode(config, weights, image)
+    expected = network.apply({"params": params}, before.mean, method="decode")
+    found = codecs.decode(config, weights, codes)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+    after = network.apply({"params": weights}, image, method="encode")
+    if quant_conv:
+        np.testing.assert_allclose(codes.mean((0, 1, 2)), 0, atol=1e-3)
+        np.testing.assert_allclose(codes.std((0, 1, 2)), 1, rtol=1e-3)
+        narrower = after.log_variance - before.log_variance
+        np.testing.assert_allclose(
+            narrower, jnp.broadcast_to(-2 * jnp.log(scale), narrower.shape), atol=1e-3
+        )
+    else:
+        assert jnp.mean(codes.std((0, 1, 2)) ** 2) == pytest.approx(1, rel=1e-3)
+
+
+def test_the_moments_are_those_of_the_encoder_in_training(eyes, state, batch, step) -> None:
     """Not of the averaged one, which is shipped: `weights` says so."""
     elsewhere = jax.tree.map(lambda leaf: 3 * leaf, state.ema["autoencoder"])
     before = at(state.replace(ema={**state.ema, "autoencoder": elsewhere}), 5000)
     after, _ = step(before, eyes, batch)
     means = vae.posterior(CONFIG, state.params["autoencoder"], to_unit(batch["image"])).mean
-    moments = {name: float(value) for name, value in after.ema["latents"].items()}
-    square = 0.99 + 0.01 * float(jnp.mean(means**2))
-    expected = {"mean": 0.01 * float(jnp.mean(means)), "square": square}
-    assert moments == pytest.approx(expected, rel=1e-4)
-    variance = moments["square"] - moments["mean"] ** 2
-    assert vae.weights(CONFIG, after, {})["scale"] == pytest.approx(variance**-0.5, rel=1e-4)
+    moments = after.ema["latents"]
+    np.testing.assert_allclose(moments["mean"], 0.01 * means.mean((0, 1, 2)), rtol=1e-4)
+    square = 0.99 + 0.01 * (means**2).mean((0, 1, 2))
+    np.testing.assert_allclose(moments["square"], square, rtol=1e-4)
+    weights, averaged = vae.weights(CONFIG, after, {}), after.ema["autoencoder"]
+    deviation = jnp.sqrt(moments["square"] - moments["mean"] ** 2)
+    ratio = weights["post_quant_conv"]["kernel"] / averaged["post_quant_conv"]["kernel"]
+    np.testing.assert_allclose(ratio[0, 0, :, 0], deviation, rtol=1e-4)
 
 
 def test_only_a_variational_autoencoder_draws(
