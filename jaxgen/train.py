@@ -100,6 +100,8 @@ def _check_meshes(plan: list[Stage]) -> None:
         try:
             mesh = meshes.make(config.mesh, config.train.batch)
             stages.check_rules(config, mesh, every=stage is plan[-1])
+            if idle := jax.device_count() - mesh.size:
+                print(f"  {config.name}: by --mesh, {idle} device(s) have nothing to do")
         except UserError as error:
             raise UserError(f"{config.name}: {error}") from None
 

@@ -75,6 +75,10 @@ def join(config: Hosts) -> None:
     if jax.process_count() == 1:
         # JAX has taken SIGTERM for itself, of which a process alone hears before its first step.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    elif jax.default_backend() == "cpu":
+        # Where programs are kept, those of a CPU have another name for every process, and only the
+        # first finds its own: by the time that the others have compiled theirs, Gloo has given up.
+        jax.config.update("jax_enable_compilation_cache", False)
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open until the process ends)
 

@@ -135,7 +135,8 @@ def check_rules(rules: Sequence[str], *trees: Any) -> None:
     ]
     for rule, (pattern, _) in zip(rules, _parsed(rules), strict=True):
         if not any(pattern.search(path) for path in paths):
-            raise UserError(f"--mesh.rules {rule!r} fits no array; there is, say, {paths[-1]}")
+            there = next((path for path in paths if path.startswith("params/")), paths[-1])
+            raise UserError(f"--mesh.rules {rule!r} fits no array; there is, say, {there}")
 
 
 def _parsed(rules: Sequence[str]) -> list[tuple[re.Pattern[str], int | None]]:
@@ -146,7 +147,11 @@ def _parsed(rules: Sequence[str]) -> list[tuple[re.Pattern[str], int | None]]:
             if not pattern:
                 raise ValueError
             found.append((re.compile(pattern), None if axis == WHOLE else int(axis)))
-        except (ValueError, re.error):
+        except re.error as error:
+            raise UserError(
+                f"--mesh.rules {rule!r}: the pattern is no regular expression ({error})"
+            ) from None
+        except ValueError:
             raise UserError(
                 f"--mesh.rules {rule!r}: give PATTERN=AXIS or PATTERN={WHOLE}, the pattern a "
                 "regular expression"

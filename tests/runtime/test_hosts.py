@@ -197,7 +197,9 @@ def test_two_are_stopped_killed_and_go_on_as_one(folder: Path, alone) -> None:
     assert "lost" in line
     assert "start all again" in line
 
-    assert "going on from the checkpoint" in ended_well(*two(folder, "both"))
+    said = ended_well(*two(folder, "both"))
+    assert "going on from the checkpoint" in said
+    assert "compiled before" not in said, "which only the first finds, and the other's time is out"
     assert_same(rows(folder, "both"), alone)
 
 
