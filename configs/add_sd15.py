@@ -4,9 +4,9 @@ Command:  python -m jaxgen.train --config=add_sd15 --teacher=FOLDER --data.name=
           FOLDER holds the published weights in diffusers' layout.
 Hardware: as add_sd21.py.
 Plan:     python -m jaxgen.plan --config=add_sd15 --topology=v5e:4x4 --quick
-          says that it fits: at most 13.32 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 607 ms, 676 ms if nothing hides what the links carry; to draw its
-          grids, 16 images at once, takes at most 2.77 GiB.
+          says that it fits: at most 14.10 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 506 ms, 577 ms if nothing hides what the links carry; to draw its
+          grids, 16 images at once, takes at most 2.48 GiB.
 Result:   not trained yet: no published weights were at hand.
 """
 

@@ -8,9 +8,9 @@ Hardware: meant for a TPU slice such as v5e:4x4, or for several GPUs; on none ha
           it. On fewer or smaller devices lower --train.batch, and let --train.accumulate gather
           as many.
 Plan:     python -m jaxgen.plan --config=add_sd21 --topology=v5e:4x4 --quick
-          says that it fits: at most 14.14 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 608 ms, 678 ms if nothing hides what the links carry; to draw its
-          grids, 16 images at once, takes at most 3.58 GiB.
+          says that it fits: at most 14.16 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 507 ms, 583 ms if nothing hides what the links carry; to draw its
+          grids, 16 images at once, takes at most 2.56 GiB.
 Result:   not trained yet: no published weights were at hand. The whole path, from a folder of
           random weights to one that diffusers opens, is a test.
 """
