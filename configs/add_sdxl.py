@@ -6,7 +6,8 @@ Hardware: as add_sd21.py, for half as many images; to plan it takes 18 GB of a h
 Plan:     python -m jaxgen.plan --config=add_sdxl --topology=v5e:4x4 --quick
           says that it fits: at most 12.97 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 748 ms, 1.06 s if nothing hides what the links carry; to draw its
-          grids, 16 images at once, takes at most 4.72 GiB.
+          grids, 16 images at once, takes at most 4.72 GiB. That was when the decoder was computed
+          twice over in the backward pass: now it is less work, and by add_sd21 a GiB more.
 Result:   not trained yet: no published weights were at hand.
 """
 
