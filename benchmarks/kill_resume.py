@@ -6,7 +6,9 @@ Trains a small teacher and its student from nothing (data prepared, teacher, stu
 undisturbed, then once for every kill: SIGKILL, and the same command again to its end. The kills
 take turns: while the data is prepared, in a step, in a save, between the stages. Each falls when
 the run has spent a random part of the time that the undisturbed one spent so. Weights, both last
-checkpoints (parameters, moving average, moments, place in XX
+checkpoints (parameters, moving average, moments, place in the data) and metrics logs must be those
+of the undisturbed run, bit for bit, and what was saved must not have been done again. Exit code 1
+where it is otherwise.
 
 On a GPU the trainings run with XLA's --xla_gpu_deterministic_ops=true: without it, two undisturbed
 runs need not be the same either.

@@ -11,8 +11,8 @@ Plan:     python -m jaxgen.plan --config=add_latent --topology=v5e:2x2 --quick
           program's step takes 4.45 ms, 5.18 ms if nothing hides what the links carry; to draw its
           grids, 12 images at once, takes at most 0.17 GiB.
 Time:     32 minutes on a shared core, without the two (cpu-2/add_latent_train.log).
-Result:   Fréchet distance 11.5 at one step; its teacher's 50 steps have 10.5
-          (docs/methods.md).
+Result:   on codes whose channels were not standardised yet: Fréchet distance 11.5 at one step; its
+          teacher's 50 steps have 10.5 (docs/methods.md).
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ Plan:     python -m jaxgen.plan --config=add_sdxl --topology=v5e:4x4 --quick
           says that it fits: at most 12.97 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 748 ms, 1.06 s if nothing hides what the links carry; to draw its
           grids, 16 images at once, takes at most 4.72 GiB. That was when the decoder was computed
-          twice over in the backward pass: now it is less work, and by add_sd21 a GiB more.
+          twice over in the backward pass: it is less work now, and some more memory.
 Result:   not trained yet: no published weights were at hand.
 """
 

@@ -216,28 +216,25 @@ def check_rules(config: Experiment, mesh: jax.sharding.Mesh, every: bool = True)
     """Raises UserError for a rule of --mesh.rules that an array of a run cannot follow.
 
     With `every` also for one that is for no array: what is trained before a run is given the same
-    rules, and follows those that are for it. The table of words, which the data may extend, is
-    judged when it is there.
+    rules, and follows those that are for it. What is as long as the data have words or classes is
+    judged when they are known.
     """
     if not config.mesh.rules:
         return
     trees = _shapes(config)
     if every:
         meshes.check_rules(config.mesh.rules, *trees)
-    count = _vocabulary()
-    for tree in trees:
-        known = jax.tree.map(lambda a: None if count in a.shape else a, tree)
+    for tree, other in zip(trees, _shapes(config, more=1), strict=True):
+        known = jax.tree.map(lambda a, b: a if a.shape == b.shape else None, tree, other)
         meshes.over_parameters(mesh, known, config.mesh.rules)
 
 
-def _vocabulary() -> int:
-    """Words that are known without data."""
-    return words.build().get_vocab_size()
+def _shapes(config: Experiment, more: int = 0) -> tuple[Any, Any]:
+    """Trees of the shapes of what a run freezes, and of its state, by a vocabulary without data.
 
-
-def _shapes(config: Experiment) -> tuple[Any, Any]:
-    """Trees of the shapes of what a run freezes, and of its state, by a vocabulary without data."""
-    config = config.resolved(_vocabulary(), 2)
+    Or by so many words and classes more.
+    """
+    config = config.resolved(words.build().get_vocab_size() + more, 2 + more)
     frozen = frozen_shapes(config)
     init = functools.partial(methods.of(config).init, config)
     return frozen, jax.eval_shape(init, frozen, jax.random.key(0))

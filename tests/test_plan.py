@@ -33,7 +33,7 @@ needs_compiler = pytest.mark.skipif(
 @needs_compiler
 @pytest.mark.compiler
 def test_the_train_step_of_an_embedded_config_fits_v5e_2x2() -> None:
-    """And takes what its committed plan says, which holds the others' to the code as it is."""
+    """And takes what its committed plan says: others' fingerprints do not see the code."""
     config, place = configs.load("dit"), topologies.parse("v5e:2x2")
     mesh = plan.mesh_of(config, topologies.devices(place))
     step = plan.train_step(config, place, mesh)
@@ -154,8 +154,12 @@ def test_a_rule_is_refused_where_the_trainer_would_and_else_taken(
     assert "--mesh.rules 'judge/=whole' fits no array" in line
     line = refused(plan.main, "--config=dit", "--mesh.data=1", "--mesh.rules=kernel=7")
     assert "--mesh.rules asks for axis 7 of params/generator/" in line
-    config = dataclasses.replace(configs.load("dit"), mesh=Mesh(1, 8, ("embedding=0", "mlp=whole")))
-    stages.check_rules(config, meshes.make(config.mesh, 8))
+    for name, rules in {
+        "dit": ("embedding=0", "mlp=whole"),
+        "classifier": ("head/kernel=1",),
+    }.items():  # how many words and classes there are is known with the data
+        config = dataclasses.replace(configs.load(name), mesh=Mesh(1, 8, rules))
+        stages.check_rules(config, meshes.make(config.mesh, 8))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def standardised(
     mean: Float[Array, " l"],
     deviation: Float[Array, " l"],
 ) -> Weights:
-    """The codec of a trained autoencoder, whose every channel has mean 0 and deviation 1.
+    """The codec of a trained autoencoder, whose channels each have mean 0 and deviation 1.
 
     `mean` and `deviation` are those of its own codes. It gives the same pictures, and is an
     autoencoder as others are: the change is made in the 1x1 convolutions beside the codes. Without

@@ -318,7 +318,9 @@ def weights(config: Vae, state: State, frozen: Any) -> Weights:
     del frozen
     moments = state.ema["latents"]
     variance = moments["square"] - moments["mean"] ** 2
-    deviation = jnp.sqrt(jnp.maximum(variance, 1e-12))
+    # No less than a hundredth of the channels' own: one that says nothing is not to become noise.
+    variance = jnp.maximum(variance, jnp.maximum(1e-4 * jnp.mean(variance), 1e-12))
+    deviation = jnp.sqrt(variance)
     averaged = state.ema["autoencoder"]
     return codecs.standardised(config.autoencoder, averaged, moments["mean"], deviation)
 

@@ -21,7 +21,7 @@ from jaxgen.state import Once
 
 FORMAT = 1  # to be raised where the code changes what is computed
 CAPTIONS = 64  # encoded together
-JUST_MADE = 60.0  # seconds within which a file need not be locked yet
+ABANDONED = 600.0  # seconds without a word to a file; not all disks tell of locks elsewhere
 
 Progress = Callable[[int, int], None]
 
@@ -69,7 +69,7 @@ def _arrays(once: Once, rows: _Rows, cache: Path, progress: Progress) -> dict[st
     if found is None:
         with _writing(folder), contextlib.ExitStack() as open_files:
             folder.mkdir(parents=True, exist_ok=True)
-            storage.sweep(folder, JUST_MADE)
+            storage.sweep(folder, ABANDONED)
             files = {
                 name: open_files.enter_context(_array_file(folder / f"{name}.npy", *shape))
                 for name, shape in shapes.items()
@@ -77,7 +77,7 @@ def _arrays(once: Once, rows: _Rows, cache: Path, progress: Progress) -> dict[st
             for block in _computed(once, rows, progress):
                 for name, array in block.items():
                     files[name].write(array.tobytes())
-        storage.sweep(folder, JUST_MADE)
+        storage.sweep(folder, ABANDONED)
         found = _kept(folder, shapes)
     assert found is not None
     return found

@@ -22,7 +22,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-DOCS = ("docs/add.md", "docs/measures.md", "docs/methods.md")
+DOCS = ("docs/add.md", "docs/measures.md", "docs/methods.md", "tpu/README.md")
 
 
 @pytest.mark.parametrize("path", ["README.md", *DOCS])
@@ -31,7 +31,7 @@ def test_every_number_of_ours_is_that_of_a_committed_result(path: str) -> None:
     right, wrong = check_readme.checked(text, RESULTS)
     assert wrong == []
     assert right == text
-    assert text.count("<!--= ") == len(check_readme.NUMBER.findall(text)) > 5
+    assert text.count("<!--= ") == len(check_readme.NUMBER.findall(text)) > 2
     if path == "README.md":
         assert list(check_readme.unsourced(text)) == []
         assert text.count("![") <= 3

@@ -63,7 +63,7 @@ def test_a_run_that_did_again_what_was_saved_is_told(tmp_path: Path) -> None:
     (teacher / "model.safetensors").write_bytes(b"")
     kept = kill_resume._kept(tmp_path)
     assert (kept["student_teacher"][0], kept["student"]) == (60, (9, None))
-    log = "student: going on from the checkpoint of step {}\n"
+    log = "going on from the checkpoint of step {}\n"
     assert not kill_resume._begun_anew(tmp_path, kept, log.format(9))
     for other in ("", log.format(5), log.format(90)):
         said = kill_resume._begun_anew(tmp_path, kept, other)

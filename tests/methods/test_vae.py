@@ -295,6 +295,15 @@ def test_the_moments_are_those_of_the_encoder_in_training(eyes, state, batch, st
     np.testing.assert_allclose(ratio[0, 0, :, 0], deviation, rtol=1e-4)
 
 
+def test_a_channel_that_says_nothing_stays_small(state) -> None:
+    """Its mean over the last batches is not quite that of the averaged encoder."""
+    latents = {"mean": jnp.array([1.5, 0, 0, 0]), "square": jnp.array([2.25, 4.0, 1.0, 1.0])}
+    averaged = state.ema["autoencoder"]
+    weights = vae.weights(CONFIG, state.replace(ema={**state.ema, "latents": latents}), {})
+    ratio = weights["quant_conv"]["kernel"] / averaged["quant_conv"]["kernel"]
+    np.testing.assert_allclose(ratio[0, 0, 0, :4], [81.6, 0.5, 1, 1], rtol=1e-2)
+
+
 def test_only_a_variational_autoencoder_draws(
     trained, plain_step, batch, step, state, eyes
 ) -> None:
