@@ -40,8 +40,6 @@ from jaxgen.stages import Loaded
 
 PROGRAM = "python -m benchmarks.methods"
 SIDE = 64  # pixels of a picture in the grid
-CAPTIONS = ("red heart", "cœur vert", "grinning face", "visage somnolent", "robot", "fantôme")
-CAPTIONS += ("skull", "pomme rouge", "pizza", "fraise", "avocado", "carotte")  # of the grid
 
 
 SPECS = (
@@ -230,11 +228,11 @@ ESTIMATE = ("value", "low", "high")
 def _draw(options: Options, folder: Path) -> list[str]:
     """Writes columns of the grid, real pictures and what each method makes of the same captions.
 
-    Returns the captions: of `CAPTIONS` those that the pictures have.
+    Returns the captions: of those that `flow_matching` shows, those that the pictures have.
     """
     loaded = {spec.config: stages.read(options.folder(spec)) for spec in options.specs()}
     source, _ = quality.both_splits(next(iter(loaded.values())).config, "")
-    captions = [text for text in CAPTIONS if _row_of(source, text) >= 0]
+    captions = [text for text in configs.load("flow_matching").shown if _row_of(source, text) >= 0]
     real = np.stack([source.images[_row_of(source, caption)] for caption in captions])
     columns = {"real": real}
     columns |= {

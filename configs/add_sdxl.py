@@ -39,6 +39,6 @@ config = dataclasses.replace(
     ),
     # Its decoder is known to overflow in float16, and is no better for bfloat16's eight bits.
     autoencoder=dataclasses.replace(like.autoencoder, dtype="float32"),
-    mesh=dataclasses.replace(like.mesh, rules=()),  # its text encoders are too large to be whole
+    mesh=dataclasses.replace(like.mesh, rules=()),  # as it was planned
     train=dataclasses.replace(like.train, batch=64),
 )

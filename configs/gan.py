@@ -18,12 +18,12 @@ from jaxgen.methods.gan import Gan
 from jaxgen.models.gan import GanConfig
 from jaxgen.text.encoder import TextConfig
 
-diffusion = configs.load("flow_matching")
-assert isinstance(diffusion, Diffusion)
+few = configs.load("flow_matching")
+assert isinstance(few, Diffusion)
 
 config = Gan(
     name="gan",
-    data=diffusion.data,
+    data=few.data,
     # The table of 70 000 words is most of either player, and of the time of a step.
     text=TextConfig(width=32, layers=1, heads=2, length=16),
     model=GanConfig(
@@ -34,7 +34,7 @@ config = Gan(
         blocks=2,
         patch=2,
     ),
-    shown=diffusion.shown,
+    shown=few.shown,
     # The paper's .5 to .05 for 32 px ImageNet, and .05 to .005 for CIFAR, go with more images.
     gamma=(10.0, 2.0),
     train=Train(steps=2000, batch=16, ema=0.998, log_every=50, sample_every=500),

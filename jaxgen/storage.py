@@ -24,6 +24,7 @@ from etils import epath
 from jaxgen.errors import Outage, UserError, trouble, unusable
 
 SCHEME = "gs://"
+ABANDONED = 600.0  # seconds without a word to a file; not all disks tell of locks elsewhere
 SECONDS = 30  # for the first contact with a bucket, and of silence before a request is made anew
 
 
@@ -110,15 +111,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def sweep(folder: Path, age: float) -> None:
+def sweep(folder: Path) -> None:
     """Removes the unfinished files, `.NAME.partial`, of processes that were killed.
 
-    Those are they that nobody has written to for `age` seconds and no living process has locked.
+    Those are they that nobody has written to for ten minutes and no living process has locked.
     """
     for partial in folder.glob(".*.partial"):
         with contextlib.suppress(OSError), partial.open("r+b") as file:  # locked, or gone meanwhile
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - partial.stat().st_mtime > age:
+            if time.time() - partial.stat().st_mtime > ABANDONED:
                 partial.unlink()
 
 

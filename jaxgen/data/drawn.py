@@ -21,7 +21,6 @@ from jaxgen.data.source import Images, fits_in_memory
 from jaxgen.errors import UserError
 
 SHARD = 256  # pictures in a file: what a kill can cost, and a file's least size is 64 KB
-ABANDONED = 600.0  # seconds without a word to a shard, which is written in far less
 
 Pictures = UInt8[np.ndarray, "n size size 3"]
 
@@ -39,7 +38,7 @@ def pictures(
     sound. `progress(done, total)` is called after each. Raises `UserError` where the folder cannot
     be written. More pictures than fit in memory are left in their files, and read when asked for.
     """
-    storage.sweep(folder, ABANDONED)
+    storage.sweep(folder)
     keep = fits_in_memory(len(captions), size)
     blocks, total = [], -(-len(captions) // SHARD)
     paths = [folder / f"{shard:05d}-of-{total:05d}.array_record" for shard in range(total)]

@@ -21,7 +21,6 @@ from jaxgen.state import Once
 
 FORMAT = 1  # to be raised where the code changes what is computed
 CAPTIONS = 64  # encoded together
-ABANDONED = 600.0  # seconds without a word to a file; not all disks tell of locks elsewhere
 
 Progress = Callable[[int, int], None]
 
@@ -65,11 +64,11 @@ def _arrays(once: Once, rows: _Rows, cache: Path, progress: Progress) -> dict[st
     first = np.asarray(rows.rows[0])[None]
     shapes = jax.eval_shape(once.compute, once.weights, first)
     shapes = {name: ((rows.total, *s.shape[1:]), s.dtype) for name, s in shapes.items()}
+    storage.sweep(folder)
     found = _kept(folder, shapes)
     if found is None:
         with _writing(folder), contextlib.ExitStack() as open_files:
             folder.mkdir(parents=True, exist_ok=True)
-            storage.sweep(folder, ABANDONED)
             files = {
                 name: open_files.enter_context(_array_file(folder / f"{name}.npy", *shape))
                 for name, shape in shapes.items()
@@ -77,7 +76,6 @@ def _arrays(once: Once, rows: _Rows, cache: Path, progress: Progress) -> dict[st
             for block in _computed(once, rows, progress):
                 for name, array in block.items():
                     files[name].write(array.tobytes())
-        storage.sweep(folder, ABANDONED)
         found = _kept(folder, shapes)
     assert found is not None
     return found
@@ -118,7 +116,7 @@ def _array_file(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     try:
         with partial.open("xb") as file:
-            with contextlib.suppress(OSError):  # disks without locks, on which nothing is swept
+            with contextlib.suppress(OSError):  # disks without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             np.lib.format.write_array_header_1_0(file, header)
             yield file
