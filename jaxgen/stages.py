@@ -224,9 +224,13 @@ def check_rules(config: Experiment, mesh: jax.sharding.Mesh, every: bool = True)
     trees = _shapes(config)
     if every:
         meshes.check_rules(config.mesh.rules, *trees)
-    for tree, other in zip(trees, _shapes(config, more=1), strict=True):
-        known = jax.tree.map(lambda a, b: a if a.shape == b.shape else None, tree, other)
-        meshes.over_parameters(mesh, known, config.mesh.rules)
+    try:
+        for tree in trees:
+            meshes.over_parameters(mesh, tree, config.mesh.rules)
+    except UserError:  # may be for such a length: to trace the networks again takes seconds
+        for tree, other in zip(trees, _shapes(config, more=1), strict=True):
+            known = jax.tree.map(lambda a, b: a if a.shape == b.shape else None, tree, other)
+            meshes.over_parameters(mesh, known, config.mesh.rules)
 
 
 def _shapes(config: Experiment, more: int = 0) -> tuple[Any, Any]:
