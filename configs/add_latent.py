@@ -7,10 +7,9 @@ Memory:   compiled for one CPU device at batch 24 the step needs 465 MiB of temp
           GFLOP; --autoencoder.remat=blocks, by which add_sd21 looks through its decoder at 512 px,
           makes that 441 and 72.4.
 Plan:     python -m jaxgen.plan --config=add_latent --topology=v5e:2x2 --quick
-          says that it fits: at most 0.49 of 15.75 GiB a chip. By the chips' peaks its
-          program's step takes 4.45 ms, 5.18 ms if nothing hides what the links carry; to draw its
-          grids, 12 images at once, takes at most 0.17 GiB. That was when the decoder was computed
-          twice over in the backward pass: it is less work now.
+          says that it fits: at most 0.56 of 15.75 GiB a chip. By the chips' peaks its
+          program's step takes 3.97 ms, 4.71 ms if nothing hides what the links carry; to draw its
+          grids, 12 images at once, takes at most 0.17 GiB.
 Time:     32 minutes on a shared core, without the two (cpu-2/add_latent_train.log).
 Result:   on codes whose channels were not standardised yet: Fréchet distance 11.5 at one step; its
           teacher's 50 steps have 10.5 (docs/methods.md).
