@@ -20,7 +20,10 @@ from jaxgen import methods, stages
 from jaxgen.diffusion.sampler import Sampler
 from jaxgen.text import tokenizer as words
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # of diffusers
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # of diffusers
+]
 # Of one level, which compiles fast; in tests/weights those of several go out and in.
 SMALL = published.Family(
     unet=(

@@ -91,6 +91,7 @@ def _split(**fields: Any) -> tuple[Any, int]:
 
 
 @needs_compiler
+@pytest.mark.compiler
 def test_a_large_network_is_split_over_the_chips_of_v5e_4x4() -> None:
     """Every large array of it lies on all sixteen."""
     step, whole = _split(depth=2)

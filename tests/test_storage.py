@@ -121,6 +121,7 @@ def trained(folder: Path, bucket: Bucket) -> str:
     return told
 
 
+@pytest.mark.long
 def test_killed_and_resumed_in_a_bucket_is_bit_for_bit_undisturbed_on_a_disk(
     folder: Path, bucket: Bucket, trained: str
 ) -> None:

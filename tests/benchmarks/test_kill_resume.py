@@ -18,6 +18,7 @@ def test_trainings_are_told_to_compute_the_same_bits_again(
     assert found.split() == ["--xla_one=1", "--xla_gpu_deterministic_ops=true"]
 
 
+@pytest.mark.long
 def test_a_chain_killed_between_its_stages_ends_bit_for_bit_undisturbed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

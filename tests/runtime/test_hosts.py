@@ -175,6 +175,7 @@ def assert_same(found: list[dict[str, float]], expected: list[dict[str, float]])
             np.testing.assert_allclose(a[term], b[term], rtol=1e-4, err_msg=f"{term}, {b['step']}")
 
 
+@pytest.mark.long
 def test_two_are_stopped_killed_and_go_on_as_one(folder: Path, alone) -> None:
     """SIGTERM to one stops both after one step; SIGKILL to one ends the other; both go on."""
     first, second = two(folder, "both")
@@ -226,6 +227,7 @@ def test_two_told_before_the_first_step_of_a_run_stop_after_the_same(
     assert (tmp_path / "second/checkpoints" / stopped).is_dir()
 
 
+@pytest.mark.long
 def test_the_coordinator_killed_ends_the_other(folder: Path) -> None:
     first, second = two(folder, "headless")
     wait_for(folder, "headless", 3, first, second)
@@ -273,6 +275,7 @@ def halves(folder: Path) -> Path:
     return shutil.copytree(folder / "runs/halves", folder / "halves")
 
 
+@pytest.mark.long
 def test_one_is_joined_by_a_second_and_goes_on_from_what_both_held_split(
     folder: Path, halves: Path, alone
 ) -> None:
@@ -283,6 +286,7 @@ def test_one_is_joined_by_a_second_and_goes_on_from_what_both_held_split(
     assert_same_run(folder, "halves", alone)
 
 
+@pytest.mark.long
 def test_a_file_that_one_of_two_reads_is_cut_short_and_both_take_the_older(
     folder: Path, halves: Path, alone
 ) -> None:

@@ -352,6 +352,7 @@ class Rolled:
         self.position = state["next_index"]
 
 
+@pytest.mark.long
 def test_a_run_moved_to_other_meshes_goes_on_along_the_same_curve(
     diffusion_config, batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
