@@ -25,6 +25,8 @@ from jaxgen import config as configs
 from jaxgen import methods, plan
 from jaxgen.config import Drawing, Experiment, Optimizer
 from jaxgen.data.source import digest
+from jaxgen.diffusion.denoiser import Denoiser
+from jaxgen.diffusion.schedule import Schedule
 from jaxgen.errors import UserError, reported
 from jaxgen.plan import Compiled
 from jaxgen.runtime import topologies
@@ -155,6 +157,10 @@ def _costing(config: Experiment) -> Experiment:
             same[field.name] = dataclasses.replace(value, **fixed)
         elif isinstance(value, Drawing):  # for the sake of which a batch has another picture
             same[field.name] = Drawing(count=bool(value.count))
+        elif isinstance(value, Denoiser):
+            betas = {name: getattr(Schedule(), name) for name in ("beta_start", "beta_end")}
+            schedule = dataclasses.replace(value.schedule, **betas)
+            same[field.name] = dataclasses.replace(value, schedule=schedule)
         elif field.name == "guidance":  # which doubles the batch
             same[field.name] = float(value != 1)
     return dataclasses.replace(config, **same)

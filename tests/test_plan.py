@@ -436,6 +436,10 @@ def test_a_fingerprint_is_of_what_memory_and_costs_depend_on() -> None:
     seldom = dataclasses.replace(config.train, sample_every=7, steps=7)
     assert with_(optimizer=fast, train=seldom, guidance=7.0, shown=("a",) * 12, seed=7) == first
     assert with_(drawn=dataclasses.replace(config.drawn, steps=7)) == first
+    noisier = dataclasses.replace(config.model.schedule, kind="linear")
+    model = dataclasses.replace(config.model, schedule=noisier)
+    more = dataclasses.replace(model, schedule=dataclasses.replace(noisier, beta_end=0.5))
+    assert with_(model=more) == with_(model=model) != first
     others = [
         with_(guidance=1.0),
         with_(shown=("a",)),
