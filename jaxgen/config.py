@@ -238,6 +238,8 @@ class Experiment:
                 f"{self.train.accumulate}: the last gradients would go into no update"
             )
         hosts = self.hosts
+        if hosts.count < 1:
+            raise UserError(f"--hosts.count is {hosts.count}; give the number of processes")
         if not 0 <= hosts.index < hosts.count:
             raise UserError(
                 f"--hosts.index is {hosts.index}; with --hosts.count {hosts.count} give 0 to "

@@ -6,13 +6,14 @@ import os
 import re
 import select
 import sys
+import threading
 from collections.abc import Iterator
 
 EXIT_FAULT = 1  # Python's own, of a traceback
 EXIT_USER_ERROR = 2
 EXIT_AGAIN = 75  # EX_TEMPFAIL: saved, or a host or bucket was lost; run the same command again
 EXIT_INTERRUPTED = 130
-_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 _CLIENTS = ("gcsfs", "fsspec", "aiohttp", "requests", "google")  # of a bucket, by their modules
 _STATUSES = ("UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
@@ -55,6 +56,8 @@ def reported() -> Iterator[None]:
         told = mendable(error)
         if told is None:
             raise
+        if isinstance(error, OSError):  # threads, and what is yet to close, may meet it too
+            threading.excepthook = sys.unraisablehook = lambda _: None
         _end(str(told), told.code)
 
 
@@ -89,6 +92,7 @@ def trouble(error: BaseException) -> str:
     module = type(error).__module__.partition(".")[0]
     refused = isinstance(error, OSError) and told.startswith("Forbidden")  # as gcsfs words it
     status = isinstance(error, ValueError) and any(word in told for word in _STATUSES)
+    status = status and os_fault(error) is None  # as TensorStore words a full disk
     if module in _CLIENTS or refused or status:
         return f"{type(error).__name__}: {told}"[:160]
     return ""
@@ -100,14 +104,18 @@ def fails_the_machine(error: BaseException | None) -> bool:
     That is what the error, or one that it was raised from, says: itself, or for TensorStore.
     """
     while error is not None:
-        told = str(error)
-        code = re.search(r"os_error_code='(\d+)'", told) if isinstance(error, ValueError) else None
-        number = int(code[1]) if code else getattr(error, "errno", None)
-        full = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in told
-        if full or isinstance(error, MemoryError) or number in _MACHINE_FAULTS:
+        full = isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        if full or isinstance(error, MemoryError) or os_fault(error) in _MACHINE_FAULTS:
             return True
         error = error.__cause__
     return False
+
+
+def os_fault(error: BaseException) -> int | None:
+    """The number of the operating system's fault, of an OSError or in TensorStore's words."""
+    if isinstance(error, ValueError) and (code := re.search(r"os_error_code='(\d+)'", str(error))):
+        return int(code[1])
+    return getattr(error, "errno", None)
 
 
 def unusable(error: BaseException, line: str) -> UserError:

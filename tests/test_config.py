@@ -80,6 +80,7 @@ def test_pictures_of_stable_diffusion_have_any_side_of_whole_codes(size: int, fi
         (["--train.accumulate=0"], ["--train.accumulate is 0"]),
         (["--train.steps=10", "--train.accumulate=4"], ["10 is not a multiple", "accumulate 4"]),
         (["--hosts.count=2", "--hosts.index=2"], ["--hosts.index is 2", "0 to 1"]),
+        (["--hosts.count=0"], ["--hosts.count is 0", "number of processes"]),
         (["--hosts.coordinator=here"], ["--hosts.coordinator 'here'", "HOST:PORT"]),
         (["--hosts.coordinator=here:99999"], ["'here:99999'", "a port from 1 to 65535"]),
         (["--hosts.coordinator=here:0"], ["'here:0'", "a port from 1 to 65535"]),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from jaxgen import storage
-from jaxgen.errors import UserError, fails_the_machine, trouble, unusable
+from jaxgen.errors import UserError, fails_the_machine, os_fault, trouble, unusable
 from jaxgen.runtime import hosts
 from jaxgen.state import State
 
@@ -26,7 +27,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, every: int, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised and said once
+        for name in ("absl", "asyncio"):  # what fails is raised and said once
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder, self._closed = folder, False
         # The manager reads every checkpoint's loss when it opens, and fails on the first bad one.
         there = saved(folder)
@@ -64,6 +66,7 @@ class Checkpoints:
                 create=not read_only,
             ),
             item_names=("state", "data"),
+            writing=self._writing,
         )
 
     def steps(self) -> list[int]:
@@ -171,17 +174,19 @@ class Checkpoints:
         hosts.barrier(f"checkpoint {step} set aside")
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, under_way: bool = False) -> Iterator[None]:
+        """`under_way`: the newest step that the manager knows of is not written yet."""
         try:
             yield
         except Exception as error:
-            told = str(error).lower()  # tensorstore says it in a ValueError
-            full = isinstance(error, ValueError) and ("os_error" in told or "space" in told)
-            if not (full or isinstance(error, OSError) or trouble(error)):
+            fault = os_fault(error)
+            if not (fault or isinstance(error, OSError) or trouble(error)):
                 raise
+            reason = os.strerror(fault) if fault else str(error).splitlines()[0][:160]
+            kept = self.steps()[: -1 if under_way else None]
             line = (
-                f"cannot write a checkpoint in {self.folder} ({str(error).splitlines()[0][:160]}); "
-                f"good ones are kept: {self.steps() or 'none'}"
+                f"cannot write a checkpoint in {self.folder} ({reason}); good ones are kept: "
+                f"{kept or 'none'}"
             )
             if trouble(error):
                 raise unusable(error, line) from error
@@ -199,14 +204,29 @@ def saved(folder: Path) -> list[int]:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves it to `hosts.preempted` to ask JAX, whose count Orbax would set to the step's number.
+    """Orbax's, but for two things."""
 
-    It would do so at every save, and from the thread that ends one.
-    """
+    def __init__(self, *args: Any, writing: Callable[..., Any], **options: Any):
+        self._writing = writing
+        super().__init__(*args, **options)
 
     def reached_preemption(self, step: int) -> bool:
+        """Leaves it to `hosts.preempted` to ask JAX, whose count would be set to the step's number.
+
+        Orbax would do so at every save, and from the thread that ends one.
+        """
         del step
         return False
+
+    def _wait_for_checkpointers(self) -> None:
+        """Has one of several processes that could not write end with a line, as soon as it knows.
+
+        Orbax would have it wait for the others, which wait for it elsewhere, for 20 minutes.
+        """
+        if jax.process_count() == 1:
+            return super()._wait_for_checkpointers()
+        with hosts.together(), self._writing(under_way=True):
+            return super()._wait_for_checkpointers()
 
 
 def _goodness(metrics: Any) -> float:

@@ -71,6 +71,11 @@ def join(config: Hosts) -> None:
             heartbeat_timeout_seconds=config.heartbeat,
         )
     except (RuntimeError, ValueError) as error:
+        if "coordinator_address should be defined" in str(error):  # nothing was tried
+            raise UserError(
+                "--hosts.coordinator auto finds no cluster that JAX knows here; give HOST:PORT of "
+                "the first process, and --hosts.count and --hosts.index"
+            ) from None
         raise arrivals.unreached(config, str(error).strip().splitlines()[0][:160]) from None
     if jax.process_count() == 1:
         # JAX has taken SIGTERM for itself, of which a process alone hears before its first step.
@@ -198,7 +203,9 @@ def loss(error: BaseException | None) -> str:
     """What JAX says, itself or as another error's cause, of a process lost; else empty."""
     while error is not None:
         told = str(error).strip()
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(w in told.lower() for w in _LOST):
+        words = _LOST if isinstance(error, jax.errors.JaxRuntimeError) else ()
+        words = ("gloo",) if isinstance(error, ValueError) else words
+        if any(word in told.lower() for word in words):
             return told.splitlines()[0][:160]
         error = error.__cause__
     return ""

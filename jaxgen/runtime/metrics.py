@@ -1,8 +1,9 @@
 """The metrics log of a run: JSON lines and TensorBoard."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Mean values of the steps since the last line, under the count of steps done."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
+        with _named(self._lines.name):
+            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -62,10 +64,21 @@ class MetricsLog:
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        self._lines.close()
-        self._board.close()
+        with _named(self._lines.name):
+            self._lines.close()
+            self._board.close()
         self._growing.push()
         self._growing.close()
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Has a fault in writing say of what file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 class NoLog(MetricsLog):

@@ -41,9 +41,15 @@ config = Diffusion(
 """
 
 PROGRAM = """
-import os
+import os, resource
 os.sched_setaffinity(0, {int(os.environ["CORE"])})  # one core, hence one device
 from jaxgen import train
+if most := int(os.environ["MOST"]):  # bytes in a file, once it trains: as good as a full disk
+    fit = train.loop.fit
+    def limited(*arguments, **options):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        return fit(*arguments, **options)
+    train.loop.fit = limited
 train.main()
 """
 
@@ -98,13 +104,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Process:
     """One host with one device; its output goes to a file."""
 
-    def __init__(self, folder: Path, name: str, *more: str, core: int = 0):
+    def __init__(self, folder: Path, name: str, *more: str, core: int = 0, most: int = 0):
         self.log = folder / f"{name}.{time.monotonic_ns()}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, "--config=config.py", "--name", name, *more],
                 cwd=folder,
-                env={**os.environ, "CORE": str(core)},
+                env={**os.environ, "CORE": str(core), "MOST": str(most)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -134,6 +140,7 @@ def two(
     both: tuple[str, ...] = (),
     second: tuple[str, ...] = (),
     elsewhere: Path | None = None,
+    most: int = 0,
 ) -> tuple[Process, Process]:
     cores = sorted(os.sched_getaffinity(0))
     options = (
@@ -143,7 +150,15 @@ def two(
         *both,
     )
     return tuple(  # pyright: ignore[reportReturnType]
-        Process(where, name, *options, f"--hosts.index={n}", *more, core=cores[n % len(cores)])
+        Process(
+            where,
+            name,
+            *options,
+            f"--hosts.index={n}",
+            *more,
+            core=cores[n % len(cores)],
+            most=0 if n else most,
+        )
         for n, (where, more) in enumerate(((folder, ()), (elsewhere or folder, second)))
     )
 
@@ -235,6 +250,19 @@ def test_the_coordinator_killed_ends_the_other(folder: Path) -> None:
     first.end()
     assert second.end() in (75, -signal.SIGABRT), second.said[-3000:]
     assert "start all again with the same command" in second.said
+
+
+@pytest.mark.long
+def test_one_that_cannot_write_its_checkpoint_says_so_and_ends_both(folder: Path) -> None:
+    first, second = two(folder, "full", most=50_000)
+    assert first.end() == 2, first.said[-3000:]
+    (line,) = [line for line in first.said.splitlines() if line.startswith("jaxgen: ")]
+    checkpoints = "runs/full/checkpoints"
+    assert (
+        f"cannot write a checkpoint in {checkpoints} (File too large); good ones are kept: none"
+        in line
+    )
+    assert second.end() in (75, -signal.SIGABRT), second.said[-3000:]
 
 
 def ended_well(*processes: Process) -> str:
@@ -373,6 +401,7 @@ CLOSED = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection
     [
         (CLOSED, 75, "has lost contact with another (UNKNOWN: Gloo all-reduce failed: Connection"),
         (caused(RuntimeError("not saved"), CLOSED), 75, "has lost contact with another (UNKNOWN"),
+        (ValueError(str(CLOSED)), 75, "has lost contact with another (UNKNOWN: Gloo all-reduce"),
         (ValueError("no picture called connection.png"), 1, "process 1 ends by a fault of its own"),
         (jax.errors.JaxRuntimeError("INTERNAL: no such kernel"), 1, "a fault of its own"),
         (OSError(errno.ENOSPC, "No space left on device", "a.npy"), 2, "No space left on device:"),
