@@ -161,6 +161,8 @@ def _costing(config: Experiment) -> Experiment:
             betas = {name: getattr(Schedule(), name) for name in ("beta_start", "beta_end")}
             schedule = dataclasses.replace(value.schedule, **betas)
             same[field.name] = dataclasses.replace(value, schedule=schedule)
+        elif field.name == "teacher_range":
+            same[field.name] = default
         elif field.name == "guidance":  # which doubles the batch
             same[field.name] = float(value != 1)
     return dataclasses.replace(config, **same)

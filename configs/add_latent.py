@@ -44,6 +44,6 @@ config = dataclasses.replace(
     train=dataclasses.replace(pixels.train, steps=334, ema=0.995),
     optimizer=dataclasses.replace(pixels.optimizer, learning_rate=3e-4, b1=0.5),
     # As noisy as the range of add.py, whose schedule is another.
-    teacher_range=(0.5, 0.95),
+    teacher_range=(0.39, 0.8),
     shown=teacher.shown,
 )

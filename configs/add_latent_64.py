@@ -13,7 +13,8 @@ from jaxgen import config as configs
 from jaxgen.methods.add import Add
 from jaxgen.methods.diffusion import Diffusion
 
-pixels, teacher = configs.load("add_64"), configs.load("latent_diffusion_64")
+latent, pixels, teacher = map(configs.load, ("add_latent", "add_64", "latent_diffusion_64"))
+assert isinstance(latent, Add)
 assert isinstance(pixels, Add)
 assert isinstance(teacher, Diffusion)
 
@@ -26,4 +27,5 @@ config = dataclasses.replace(
     codec=teacher.codec,
     autoencoder=teacher.autoencoder,
     model=teacher.model,
+    teacher_range=latent.teacher_range,
 )
