@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import json
 import re
 import runpy
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,13 @@ class Optimizer:
                 raise UserError(
                     f"--{option}.{name} is {getattr(self, field)}; give a number above 0"
                 )
+        for field in ("b1", "b2"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(
+                    f"--{option}.{field} is {getattr(self, field)}; give a number from 0 to below 1"
+                )
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UserError(f"--{option}.weight-decay is {self.weight_decay}; give 0 or more")
         if self.warmup < 0:
             raise UserError(f"--{option}.warmup is {self.warmup}; give 0 or more steps")
 
@@ -344,11 +352,28 @@ def to_json(config: Experiment) -> str:
 def from_json(kind: type[E], text: str | bytes, where: str) -> E:
     """The config that `to_json` wrote; UserError names `where` and the field that does not fit."""
     try:
-        return TypeAdapter(kind).validate_json(text)
+        config = TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where} is no {kind.__name__} config: {field}: {first['msg']}") from None
+    if field := _unknown(json.loads(text), dataclasses.asdict(config)):
+        raise UserError(
+            f"{where} has the field {field}, which a {kind.__name__} config of this version has "
+            "not; use the version that wrote it"
+        )
+    return config
+
+
+def _unknown(given: dict[str, Any], own: dict[str, Any]) -> str:
+    """The first field that is given and is none of the config's own; empty where all are."""
+    for name, value in given.items():
+        if name not in own:
+            return name
+        both = isinstance(value, dict) and isinstance(own[name], dict)
+        if both and (deeper := _unknown(value, own[name])):
+            return f"{name}.{deeper}"
+    return ""
 
 
 def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:

@@ -297,10 +297,12 @@ def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> To
                 f"it has met none of {strange[0]!r}, nor of {len(strange)} of the {len(captions)} "
                 f"captions of {config.data.name}"
             )
-            if config.roles()[role] == stages.TRAIN:  # on these very captions
+            ours = config.roles()[role] == stages.TRAIN
+            if ours or found.config.data.name == config.data.name:  # on these very captions
+                more = f"give more --{role}-train-steps" if ours else "train it longer"
                 raise UserError(
                     f"the {role} {found.folder} was trained too little, {found.step} step(s): "
-                    f"{none}; give more --{role}-train-steps"
+                    f"{none}; {more}"
                 )
             raise UserError(
                 f"the {role} {found.folder} was trained with other words: {none}; train one on "
@@ -353,6 +355,10 @@ class _Show:
         }
         shown = [text for text in config.shown if said.issuperset(words.split(tokenizer, text))]
         self._captions = shown or [source.captions[i][0] for i in chosen]
+        if left := [text for text in config.shown if text not in shown]:
+            others = "" if shown else "; some of the data's are shown"
+            print(f"--shown: {len(left)} caption(s) left out, as the data's have not all of their "
+                  f"words, such as {left[0]!r}{others}")  # fmt: skip
         ids = methods.encode(config, tokenizer, self._captions)
         # Not all on every device where their number does not divide: large images would not fit.
         self._at_once = meshes.shown_at_once(mesh, len(ids), config.train.batch)

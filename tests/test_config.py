@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ import pytest
 from jaxgen import cli
 from jaxgen import config as configs
 from jaxgen.errors import UserError
+
+
+def test_a_field_that_a_config_has_not_is_refused() -> None:
+    config = configs.load("gan")
+    fields = json.loads(configs.to_json(config))
+    fields["model"]["depth_of_field"] = 3
+    with pytest.raises(UserError, match=r"^here has the field model.depth_of_field, which a Gan"):
+        configs.from_json(type(config), json.dumps(fields), "here")
 
 
 @pytest.mark.parametrize("name", configs.known())
@@ -65,6 +74,9 @@ def test_pictures_of_stable_diffusion_have_any_side_of_whole_codes(size: int, fi
         (["--seed=-1"], ["--seed is -1"]),
         (["--optimizer.learning-rate=nan"], ["--optimizer.learning-rate is nan"]),
         (["--optimizer.clip=0"], ["--optimizer.clip is 0"]),
+        (["--optimizer.b1=1.5"], ["--optimizer.b1 is 1.5"]),
+        (["--optimizer.weight-decay=nan"], ["--optimizer.weight-decay is nan"]),
+        (["--config=gan", "--gamma", "10", "nan"], ["--gamma is (10.0, nan)"]),
         (["--config=add", "--judge.features=foo"], ["--judge.features 'foo'", "efficientnet"]),
         (["--config=add", "--judge.augment", "foo"], ["--judge.augment 'foo'", "cutout"]),
         (["--config=add", "--judge-optimizer.clip=0"], ["--judge-optimizer.clip is 0"]),

@@ -150,7 +150,7 @@ def _captions(
 
 def _listed(folder: Path, table: Path) -> list[tuple[str, tuple[str, ...]]]:
     try:
-        lines = table.read_text("utf-8-sig").splitlines()
+        lines = table.read_text("utf-8-sig").split("\n")  # a JSON string may hold other line ends
     except UnicodeDecodeError as error:
         line = table.read_bytes()[: error.start].count(b"\n") + 1
         raise UserError(f"{table}, line {line}: not UTF-8; save the file as UTF-8") from error

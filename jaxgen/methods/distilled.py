@@ -109,7 +109,8 @@ class Distilled(TextToImage):
             return
         if not isinstance(other, Diffusion):
             raise UserError(
-                f"--teacher {where} is no diffusion model but a run of {methods.name(other)}"
+                f"--teacher {where} is no diffusion model but a run of {methods.name(other)}; "
+                "give a run of diffusion"
             )
         other = self.fitted(other)
         unlike = {
@@ -123,7 +124,10 @@ class Distilled(TextToImage):
         unlike |= {f"model.{field}": both for field, both in models.items()}
         for name, (a, b) in unlike.items():
             if a != b:
-                raise UserError(f"the student's {name} is {a}, that of the teacher {where} is {b}")
+                raise UserError(
+                    f"the student's {name} is {a}, that of the teacher {where} is {b}; give both "
+                    "the same, or another --teacher"
+                )
         self.accept_codec(role, other, where)
 
     def check(self) -> None:

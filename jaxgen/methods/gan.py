@@ -68,7 +68,7 @@ class Gan(Experiment):
         super().check()
         self.discriminator_optimizer.check("discriminator-optimizer")
         self.model.check(self.data.size)
-        if not (min(self.gamma) >= 0 and max(self.gamma) < float("inf")):
+        if not all(0 <= number < float("inf") for number in self.gamma):
             raise UserError(f"--gamma is {self.gamma}; give two numbers of 0 or more")
         configs.check_not_negative({"mismatched": self.mismatched})
         if self.mismatched and self.train.batch < 2:

@@ -168,7 +168,10 @@ class TextToImage(Experiment):
             unlike[f"autoencoder.{field.name}"] = mine, its
         for name, (mine, its) in unlike.items():
             if mine != its:
-                raise UserError(f"this run's {name} is {mine}, that of the codec {where} is {its}")
+                raise UserError(
+                    f"this run's {name} is {mine}, that of the codec {where} is {its}; give both "
+                    "the same, or another --codec"
+                )
 
     def accept_codec(self, role: str, other: Any, where: str) -> None:
         """Raises UserError where `codec` names another than goes with the weights of `role`."""

@@ -12,6 +12,7 @@ separates words: "l'homme" is two words, and so is "red-haired".
 import functools
 import itertools
 import types
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -172,7 +173,8 @@ def check_prompt(
     if unknown:
         every = len(unknown) == len(dict(kept))
         which = "none of its words is known" if every else "unknown"
-        notes.append(f"{which} to the model: {_listed(unknown)}")
+        alike = _alike(tokenizer, unknown, seen)
+        notes.append(f"{which} to the model: {_listed(unknown)}" + (alike and f" ({alike})"))
     said = _short(" ".join(word for word, _ in kept))
     return [f'prompt "{said}": {"; ".join(notes)}'] if notes else []
 
@@ -236,6 +238,21 @@ def _unknown(
         for word, ids in dict(words).items()
         if unknown in ids or (seen is not None and any(number not in seen for number in ids))
     ]
+
+
+def _alike(tokenizer: Tokenizer, unknown: list[str], seen: Collection[int] | None) -> str:
+    """Known words that are unknown ones but for accents and ligatures, as in coeur and cœur."""
+    if not isinstance(tokenizer.model, models.WordLevel):
+        return ""
+    known = tokenizer.get_vocab().items()
+    spelt = {_plain(word): word for word, number in known if seen is None or number in seen}
+    found = [spelt[plain] for plain in map(_plain, unknown) if plain in spelt]
+    return f"it knows {_listed(found)}" if found else ""
+
+
+def _plain(word: str) -> str:
+    parts = unicodedata.normalize("NFKD", word.replace("œ", "oe").replace("æ", "ae"))
+    return "".join(part for part in parts if not unicodedata.combining(part))
 
 
 def _listed(words: list[str]) -> str:

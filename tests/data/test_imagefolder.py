@@ -187,6 +187,13 @@ def test_a_folder_too_large_for_memory_has_a_fingerprint_of_its_bytes(tmp_path, 
     assert written(RED, 3) == before, "other times, the same bytes"
 
 
+def test_a_caption_may_hold_what_ends_lines_elsewhere(tmp_path):
+    folder = folder_of(tmp_path / "pictures", 1)
+    line = json.dumps({"file_name": "0000.png", "text": "a\u2028b"}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_text(line, "utf-8")
+    assert opened(folder).captions == (("a b",),)
+
+
 def test_captions_from_metadata(tmp_path):
     folder = folder_of(tmp_path / "in", 3)
     save(folder / "sub" / "x.png")

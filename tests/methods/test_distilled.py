@@ -95,7 +95,12 @@ def test_a_teacher_of_other_words_is_refused_and_base_weights_learn_them(
         return train._tokenizer(config, {role: found}, source(*captions))  # pyright: ignore
 
     assert asked(add_config, "teacher", "red fish", "a square") is known
+    elsewhere = dataclasses.replace(
+        add_config, data=dataclasses.replace(add_config.data, name="digits")
+    )
     with pytest.raises(UserError, match=r"runs/t was trained with other words: .*'blue fish'"):
+        asked(elsewhere, "teacher", "blue fish", "green bird", "red square")
+    with pytest.raises(UserError, match=r"too little, 1 step\(s\): .*; train it longer$"):
         asked(add_config, "teacher", "blue fish", "green bird", "red square")
     trained_first = dataclasses.replace(add_config, teacher="train")
     with pytest.raises(UserError, match=r"too little, 1 step\(s\): .* more --teacher-train-steps$"):

@@ -174,6 +174,12 @@ def test_unknown_and_unseen_words_are_named(tokenizer):
     assert line.endswith("none of its words is known to the model: vvblork, zzqxw")
 
 
+def test_a_word_that_is_known_by_another_spelling_is_told_so(tokenizer):
+    seen = encode(tokenizer, ["un cœur, une étoile"], 8).ravel().tolist()
+    (line,) = check_prompt(tokenizer, "un coeur, une etoile, un chat", 12, seen)
+    assert line.endswith(": unknown to the model: coeur, etoile, chat (it knows cœur, étoile)")
+
+
 @pytest.mark.parametrize("word", ["chat", "zzqxw", "z" * 100])
 def test_ten_thousand_words_make_one_short_line(tokenizer, word):
     prompt = " ".join(f"{word}{i}" if i % 2 else word for i in range(10_000))
