@@ -361,20 +361,33 @@ def test_never_a_silent_restart(tmp_path: Path) -> None:
         fit(tmp_path, 23)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ValueError(  # TensorStore's, whose status is a bucket's too
+            'RESOURCE_EXHAUSTED: Error writing "a/0" in OCDBT database at local file "/c/": Failed '
+            "to write 48 bytes to file 4: No space left on device [os_error_code='28']"
+        ),
+    ],
+    ids=["Python's", "TensorStore's"],
+)
 def test_a_full_disk_is_one_line_and_the_good_checkpoint_survives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit(tmp_path, 10)
     before = shutil.copytree(tmp_path / "checkpoints" / "10", tmp_path / "copy")
     checkpoints = Checkpoints(tmp_path / "checkpoints", 5)
 
     def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
     state = init(None)
-    with pytest.raises(UserError, match=r"No space left on device.*good ones are kept: \[5, 10\]"):
+    kept = r"\(No space left on device\); good ones are kept: \[5, 10\]; free space there"
+    with pytest.raises(UserError, match=kept) as told:
         checkpoints.save(15, state, {}, 1.0)
+    assert told.value.code == 2, "a launcher would start it again for ever"
     for file in before.rglob("*"):
         if file.is_file():
             kept = tmp_path / "checkpoints" / "10" / file.relative_to(before)
@@ -409,6 +422,18 @@ with reported():
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr[-2000:]
     assert "cannot write a checkpoint" in done.stderr
     assert Checkpoints(tmp_path / "checkpoints", 1).steps() == [1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+def test_a_metrics_log_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    log = logs.MetricsLog(tmp_path, 0)
+    log._lines.close()
+    log._lines = open("/dev/full", "w")  # noqa: SIM115
+    for act in (lambda: log.write(1, {"loss": 2.0}), log.close):
+        with pytest.raises(OSError, match="No space") as full:
+            act()
+        assert full.value.filename == "/dev/full"
+    log._board.close()
 
 
 def test_a_metrics_log_cut_short_by_a_kill_is_mended(tmp_path: Path) -> None:
