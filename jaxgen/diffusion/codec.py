@@ -41,8 +41,7 @@ def standardised(
     if not config.quant_conv:
         return {**params, "scale": jax.lax.rsqrt(jnp.mean(deviation**2))}
     first, last = params["quant_conv"], params["post_quant_conv"]
-    of_log_variance = jnp.ones_like(deviation)
-    divisor = jnp.concatenate([deviation, of_log_variance])
+    divisor = jnp.concatenate([deviation, jnp.ones_like(deviation)])  # means, then log-variances
     shift = jnp.concatenate([mean / deviation, 2 * jnp.log(deviation)])
     return {
         **params,

@@ -145,10 +145,10 @@ def init(config: Vae, frozen: Any, key: PRNGKeyArray) -> State:
 def train_step(config: Vae, state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
     """One update of both players, each against the other as it was before the step.
 
-    Every network runs forward once for an image, and backward once; the gradients at the pixels
-    are weighed there (`adaptive_weight`) before they go on to the parameters. Metrics: the loss and
-    its terms, PSNR in dB, the standard deviation of the latents, the adaptive weight, the shares of
-    patches taken for real, gradient norms. What is the discriminator's is 0 until it learns.
+    Every network runs forward once for an image; the gradients at the pixels are weighed there
+    (`adaptive_weight`) before they go on to the parameters. Metrics: the loss and its terms, PSNR
+    in dB, the standard deviation of the latents, the adaptive weight, the shares of patches taken
+    for real, gradient norms. What is the discriminator's is 0 until it learns.
     """
     real = to_unit(batch["image"])
     if config.data.flip:
