@@ -197,7 +197,7 @@ def test_a_codec_must_fit(config: Diffusion) -> None:
 
 def test_a_student_has_its_teachers_codec(add_config: Add, config: Diffusion) -> None:
     student = dataclasses.replace(add_config, model=LATENT_MODEL)
-    with pytest.raises(UserError, match=r"codec is none, that of the teacher runs/t is there$"):
+    with pytest.raises(UserError, match=r"codec is none, that of the teacher runs/t is there; give both"):
         student.accept("teacher", config, "runs/t")
     deep = dataclasses.replace(CODEC, layers=2, dtype="bfloat16")
     student = dataclasses.replace(student, codec="vae", autoencoder=deep)
