@@ -197,12 +197,15 @@ def test_a_codec_must_fit(config: Diffusion) -> None:
 
 def test_a_student_has_its_teachers_codec(add_config: Add, config: Diffusion) -> None:
     student = dataclasses.replace(add_config, model=LATENT_MODEL)
-    with pytest.raises(UserError, match=r"codec is none, that of the teacher runs/t is there; give both"):
+    with pytest.raises(
+        UserError, match=r"codec is none, that of the teacher runs/t is there; give"
+    ):
         student.accept("teacher", config, "runs/t")
     deep = dataclasses.replace(CODEC, layers=2, dtype="bfloat16")
     student = dataclasses.replace(student, codec="vae", autoencoder=deep)
     with pytest.raises(
-        UserError, match=r"student's autoencoder\.layers is 2, that of the teacher runs/t is 1$"
+        UserError,
+        match=r"student's autoencoder\.layers is 2, that of the teacher runs/t is 1; give",
     ):
         student.accept("teacher", config, "runs/t")
 
