@@ -298,7 +298,8 @@ def _tokenizer(config: Experiment, filled: dict[str, Any], source: Source) -> To
                 f"captions of {config.data.name}"
             )
             ours = config.roles()[role] == stages.TRAIN
-            if ours or found.config.data.name == config.data.name:  # on these very captions
+            its, own = found.config.data, config.data
+            if ours or (its.name, its.caption) == (own.name, own.caption):  # on these very ones
                 more = f"give more --{role}-train-steps" if ours else "train it longer"
                 raise UserError(
                     f"the {role} {found.folder} was trained too little, {found.step} step(s): "

@@ -446,6 +446,13 @@ def test_the_others_not_there_are_one_line(index: int, line: str, folder: Path) 
     assert told.startswith(f"jaxgen: {line.format(port=port)}")
 
 
+def test_where_no_cluster_is_found_an_address_is_asked_for(folder: Path) -> None:
+    one = Process(folder, "none", "--hosts.coordinator=auto")
+    assert one.end() == 2, one.said[-3000:]
+    (told,) = one.said.splitlines()
+    assert told.startswith("jaxgen: --hosts.coordinator auto finds no cluster that JAX knows here;")
+
+
 def test_one_told_to_go_while_it_prepares_its_data_ends_to_be_started_again(folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PREPARING, "--config=config.py", "--name=early"],
