@@ -42,7 +42,8 @@ def main() -> None:
         method = methods.of(loaded.config)
         if not hasattr(method, "predict"):
             raise UserError(
-                f"{options.run} is a {methods.name(loaded.config)} run: it tells no classes"
+                f"{options.run} is a {methods.name(loaded.config)} run, which tells no classes; "
+                "give the --run of a classifier"
             )
         images = np.stack([open_picture(file, loaded.config.data.size) for file in options.images])
         predict = functools.partial(method.predict, loaded.config)

@@ -230,7 +230,9 @@ def _changed(loaded: stages.Loaded, options: Options) -> stages.Loaded:
         config = config.resized(options.size)
     if options.dtype:
         if not hasattr(config, "computed_in"):
-            raise UserError(f"--dtype has no meaning for a run of {methods.name(config)}")
+            raise UserError(
+                f"--dtype has no meaning for a run of {methods.name(config)}; leave it out"
+            )
         config = config.computed_in(options.dtype)
     return dataclasses.replace(loaded, config=config)
 
@@ -252,7 +254,9 @@ def _drawn(
         more["start"] = np.repeat(first, len(prompts) // len(first), axis=0)
     if unknown := more.keys() - inspect.signature(method.sample).parameters.keys():
         option = {"negative": "negative-prompt"}.get(min(unknown), min(unknown))
-        raise UserError(f"--{option} has no meaning for a run of {methods.name(config)}")
+        raise UserError(
+            f"--{option} has no meaning for a run of {methods.name(config)}; leave it out"
+        )
     mesh = meshes.dividing(len(prompts))
     sample = meshes.known(mesh, functools.partial(method.sample, config))
     program = jax.jit(sample, static_argnums=3)

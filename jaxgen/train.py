@@ -52,7 +52,8 @@ def main() -> None:
                 for stage in plan:
                     _train(stage)
             except (loop.Interrupted, KeyboardInterrupt) as stop:
-                note = str(stop) or "interrupted; the same command goes on from the last checkpoint"
+                unsaved = "interrupted; the same command goes on from the last checkpoint, if any"
+                note = str(stop) or unsaved
                 code = stop.code if isinstance(stop, loop.Interrupted) else EXIT_INTERRUPTED
                 hosts.leave(code, note)
         print(f"all done in {duration(time.monotonic() - began)}")

@@ -184,7 +184,7 @@ def test_a_classifier_is_measured_by_its_accuracy(folder: Path, door, capsys) ->
         ((), "--run is missing"),
         (("--run=runs/nothing",), "runs/nothing is no run folder"),
         (("--run=runs/student", "--steps=x"), "--steps 'x': give whole numbers"),
-        (("--run=runs/student", "--steps=0"), "steps is 0"),
+        (("--run=runs/student", "--steps=0"), "--steps is 0"),
         (("--run=runs/student", "--steps=2,,1"), "--steps '2,,1': give whole numbers"),
         (("--run=runs/grader", "--out=no/where/x"), "--out no/where/x: no/where is no folder"),
         (("--run=runs/student", "--samples=3"), "--samples is 3"),

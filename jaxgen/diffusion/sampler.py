@@ -79,33 +79,33 @@ def network_calls(sampler: Sampler) -> int:
     return 2 * steps - 1 if sampler.solver == "heun" else steps
 
 
-def check(sampler: Sampler, schedule: Schedule) -> None:
-    """Raises UserError for a sampler that the schedule cannot serve."""
+def check(sampler: Sampler, schedule: Schedule, option: str = "--steps") -> None:
+    """Raises UserError for a sampler that the schedule cannot serve; `option` gave its steps."""
     schedules.check(schedule)
     most = len(_turbo(schedule)) if sampler.spacing == "turbo" else schedule.timesteps
     if not 1 <= sampler.steps <= most:
         raise UserError(
-            f"steps is {sampler.steps}: it must be from 1 to {most}, the number of "
+            f"{option} is {sampler.steps}: it must be from 1 to {most}, the number of "
             f"timesteps that {sampler.spacing} spacing has to choose from"
         )
     if not sampler.guidance >= 0:
         raise UserError(
-            f"guidance is {sampler.guidance:g}: it must be 0 or more (1 is no guidance)"
+            f"--guidance is {sampler.guidance:g}: it must be 0 or more (1 is no guidance)"
         )
     if not 0 <= sampler.eta <= 1:
-        raise UserError(f"eta is {sampler.eta:g}: it must be from 0 to 1")
+        raise UserError(f"--eta is {sampler.eta:g}: it must be from 0 to 1")
     if not (0 < sampler.strength <= 1 and _taken(sampler)):
         raise UserError(
-            f"strength is {sampler.strength:g}, which leaves none of {sampler.steps} step(s): it "
+            f"--strength is {sampler.strength:g}, which leaves none of {sampler.steps} step(s): it "
             "must be above 0 and at most 1, with more steps the lower it is"
         )
     if sampler.eta and sampler.solver != "ddim":
         raise UserError(
-            f"eta is {sampler.eta:g}, which only ddim knows: leave it at 0 with {sampler.solver}"
+            f"--eta is {sampler.eta:g}, which only ddim knows: leave it at 0 with {sampler.solver}"
         )
     if sampler.spacing == "karras" and sampler.steps > 1 and schedules.ends_in_noise(schedule):
         raise UserError(
-            "spacing karras needs a finite sigma/alpha to start from, and the "
+            "--spacing karras needs a finite sigma/alpha to start from, and the "
             f"{schedule.kind} schedule here starts from pure noise: choose trailing"
         )
 

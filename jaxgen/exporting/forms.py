@@ -73,7 +73,10 @@ def stablehlo(
     """
     config, method = loaded.config, methods.of(loaded.config)
     if not hasattr(method, "sample"):
-        raise UserError(f"{loaded.folder} is a run of {methods.name(config)}: it draws nothing")
+        raise UserError(
+            f"{loaded.folder} is a run of {methods.name(config)}: it draws nothing; "
+            "export it with --to=safetensors"
+        )
     asked = {"steps": steps, "guidance": guidance}
     sampler = dataclasses.replace(
         next(iter(method.samplers(config).values())),

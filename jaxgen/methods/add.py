@@ -77,8 +77,9 @@ class Add(Distilled):
     adversarial: float = 1.0
     """Weight of the judge's verdict in the student's loss; 0 trains by distillation alone."""
     distillation: float = 2.5
-    """λ, the weight of the distance to the teacher; 0 trains by the judge alone. The paper's 2.5
-    goes with its judge: compare adversarial_gradient and distillation_gradient in the metrics."""
+    """λ, the weight of the distance to the teacher; 0 trains by the judge alone and only measures
+    the distance. The paper's 2.5 goes with its judge: compare adversarial_gradient and
+    distillation_gradient in the metrics."""
     distance: Literal["pixels", "latents"] = "pixels"
     """Where that distance is taken: between pictures, through the frozen decoder, or between codes,
     which saves the decoder's second pass. The same thing without a codec."""

@@ -91,7 +91,8 @@ class Diffusion(Denoising):
             return
         if methods.name(other) not in ("diffusion", "add", "ladd"):
             raise UserError(
-                f"--init-from {where} is a run of {methods.name(other)}, not of a diffusion model"
+                f"--init-from {where} is a run of {methods.name(other)}, not of a diffusion model; "
+                "start from one of diffusion, add or ladd"
             )
         unlike = configs.differences(self, self.fitted(other))
         mine, its = ("one" if config.codec else "none" for config in (self, other))

@@ -137,7 +137,8 @@ class Distilled(TextToImage):
                 f"--train.batch is {self.train.batch}: the judge compares images of a batch, and a "
                 "student alone in it collapses; give 2 or more"
             )
-        sampling.check(student_sampler(self, self.student_steps), self.model.schedule)
+        few = student_sampler(self, self.student_steps)
+        sampling.check(few, self.model.schedule, "--student-steps")
         share = self.frequency
         if share and len(share) != self.student_steps:
             raise UserError(
@@ -157,10 +158,8 @@ class Distilled(TextToImage):
             }
         )
         if self.drawn.count:
-            try:
-                sampling.check(Sampler(steps=self.drawn.steps), self.model.schedule)
-            except UserError as error:
-                raise UserError(f"--drawn.steps: {error}") from None
+            drawing = Sampler(steps=self.drawn.steps)
+            sampling.check(drawing, self.model.schedule, "--drawn.steps")
         if self.regression and not self.drawn.count:
             raise UserError(
                 "--regression asks what the teacher draws from the student's noise, and it draws "

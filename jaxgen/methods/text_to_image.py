@@ -209,7 +209,7 @@ class TextToImage(Experiment):
                 "--codec whose codes these are)"
             )
         self.check_size()
-        samplers.check(self.iterative, self.model.schedule)
+        samplers.check(self.iterative, self.model.schedule, "--sampler-steps")
         if self.text_once and self.trains_text:
             raise UserError(
                 "--text-once is for a run that leaves its text encoder as it is (add, ladd, and "

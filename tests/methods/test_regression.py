@@ -105,7 +105,7 @@ def test_a_teachers_one_step_is_what_its_copy_draws(config: Add, batch, method: 
         ({"data": Data(flip=True)}, "--data.no-flip"),
         ({"regression": -1.0}, "--regression is -1.0; give 0 or more"),
         ({"drawn": Drawing(guidance=float("nan"))}, "--drawn.guidance is nan; give 0 or more"),
-        ({"drawn": Drawing(steps=0)}, "--drawn.steps: "),
+        ({"drawn": Drawing(steps=0)}, "--drawn.steps is 0"),
         ({"regression": 0.0}, "are all 0; nothing would be learnt"),
     ],
 )

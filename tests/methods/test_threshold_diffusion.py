@@ -141,7 +141,7 @@ def test_configs_that_make_no_sense_are_refused(config: ThresholdDiffusion) -> N
         ({"model": cosine}, "schedule.kind is cosine.* flow"),
         ({"model": velocity}, "--model.prediction is flow.* x0"),
         ({"drop_caption": 1.5}, "--drop-caption is 1.5"),
-        ({"sampler_steps": 0}, "steps is 0"),
+        ({"sampler_steps": 0}, "--sampler-steps is 0"),
     ):
         with pytest.raises(UserError, match=words):
             dataclasses.replace(config, **change).check()
