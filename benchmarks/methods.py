@@ -43,16 +43,16 @@ SIDE = 64  # pixels of a picture in the grid
 
 
 SPECS = (
-    Spec("diffusion", "50,1"),
+    Spec("diffusion", "50,1", unguided="1"),
     Spec("flow_matching", "50,1"),
     Spec("dit", "50,1"),
     Spec("threshold_diffusion", "50,1"),
     Spec("gan"),
     Spec("vae"),
-    Spec("latent_diffusion", "50,1", roles=(("codec", "vae"),)),
-    Spec("add", "1,4", 0.25, (("teacher", "diffusion"),)),
-    Spec("ladd", "1,4", 0.25, (("teacher", "diffusion"),)),
-    Spec("add_latent", "1,4", 0.25, (("teacher", "latent_diffusion"),)),
+    Spec("latent_diffusion", "50,1", unguided="1", roles=(("codec", "vae"),)),
+    Spec("add", "1,4", share=0.25, roles=(("teacher", "diffusion"),)),
+    Spec("ladd", "1,4", share=0.25, roles=(("teacher", "diffusion"),)),
+    Spec("add_latent", "1,4", share=0.25, roles=(("teacher", "latent_diffusion"),)),
 )
 
 
@@ -138,6 +138,7 @@ def _rows(
     (stage,) = [s for s in stages.plan(config) if s.config.name == config.name]
     counts = stages.parameters(stage)
     log = logs.read(loaded.folder)
+    usual = runs.wanted_samplers(loaded, spec)[0]
     cost = {
         "method": spec.config,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -151,12 +152,18 @@ def _rows(
     }
     found: dict[str, dict[str, Any]] = {}
     for row in measured[spec.config]:
-        title = f"{row['sampler']['steps']} steps" if row["sampler"] else "reconstructed"
-        title = title.replace("1 steps", "1 step") if title == "1 steps" else title
+        title = _title(row["sampler"], usual)
         own = found.setdefault(title, {**cost, "sampler": title})
         own["seconds_per_image"] = row["seconds_per_image"]
         own[row["captions"]] = {name.split(" (")[0]: v for name, v in row["metrics"].items()}
     return list(found.values())
+
+
+def _title(how: dict[str, Any] | None, usual: Sampler | None) -> str:
+    if how is None or usual is None:
+        return "reconstructed"
+    steps = "1 step" if how["steps"] == 1 else f"{how['steps']} steps"
+    return steps if how["guidance"] == usual.guidance else f"{steps}, unguided"
 
 
 LEGEND = (

@@ -38,10 +38,10 @@ PROGRAM = "python -m benchmarks.quality"
 TEACHER = "diffusion_subgroups"
 SPECS = (
     Spec(TEACHER, "50,8,4,2,1"),
-    Spec("add_subgroups", "1,2,4", 0.25, (("teacher", TEACHER),)),
-    Spec("ladd_subgroups", "1,4", 0.25, (("teacher", TEACHER),)),
-    Spec("add_paired", "1,2,4", 0.25, (("teacher", TEACHER),)),
-    Spec("ladd_paired", "1,4", 0.25, (("teacher", TEACHER),)),
+    Spec("add_subgroups", "1,2,4", share=0.25, roles=(("teacher", TEACHER),)),
+    Spec("ladd_subgroups", "1,4", share=0.25, roles=(("teacher", TEACHER),)),
+    Spec("add_paired", "1,2,4", share=0.25, roles=(("teacher", TEACHER),)),
+    Spec("ladd_paired", "1,4", share=0.25, roles=(("teacher", TEACHER),)),
     Spec("gan_subgroups"),
 )
 TITLES = {"diffusion": "teacher", "add": "ADD", "ladd": "LADD", "gan": "GAN"}

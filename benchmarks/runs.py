@@ -25,6 +25,7 @@ from jaxgen.errors import EXIT_AGAIN, UserError
 from jaxgen.metrics.measures import LEAST, NAMES
 from jaxgen.runtime import mesh as meshes
 from jaxgen.runtime import run
+from jaxgen.stages import Loaded
 
 Row = dict[str, Any]
 PATIENCE = 60  # seconds that a command has for saving, once it is told to go
@@ -37,6 +38,8 @@ class Spec:
     config: str
     steps: str = ""
     """Sampling steps to measure; none: the method's own."""
+    unguided: str = ""
+    """Steps to measure without guidance as well; one of them is where a student starts."""
     share: float = 1.0
     """Images that it sees, over those of the others."""
     roles: tuple[tuple[str, str], ...] = ()
@@ -171,20 +174,32 @@ def measured(spec: Spec, budget: Budget, features: str, clock: Clock) -> list[Ro
     rest is asked for.
     """
     folder = budget.folder(spec)
-    counts = [int(n) for n in spec.steps.split(",") if n]
-    wanted = quality.samplers(stages.read(folder), counts, None)
+    wanted = wanted_samplers(stages.read(folder), spec)
     title = quality.title_of(features)
     found = standing(folder, title, budget.samples)
     for how in (how for how in wanted if _key(how) not in found):
         # One at a time: what is found stands when the minutes are over.
-        steps = str(how.steps) if how else ""
-        out = folder / f"quality_{budget.samples}_{steps}.json"
-        arguments = [f"--run={folder}", f"--out={out}", f"--samples={budget.samples}"]
-        arguments += [f"--features={features}"]
-        arguments += [f"--steps={steps}"] if steps else []
+        arguments = [f"--run={folder}", f"--samples={budget.samples}", f"--features={features}"]
+        kind = ""
+        if how:
+            kind = f"{how.steps}_{how.guidance:g}"
+            arguments += [f"--steps={how.steps}", f"--guidance={how.guidance}"]
+        arguments += [f"--out={folder / f'quality_{budget.samples}_{kind}.json'}"]
         command("jaxgen.evaluate", arguments, clock)
     found = standing(folder, title, budget.samples)
     return [row for how in wanted for row in found[_key(how)]]
+
+
+def wanted_samplers(loaded: Loaded, spec: Spec) -> list[Sampler] | list[None]:
+    """The samplers that the run is to be measured by, each once."""
+
+    def counts(steps: str) -> list[int]:
+        return [int(n) for n in steps.split(",") if n]
+
+    wanted: list[Any] = list(quality.samplers(loaded, counts(spec.steps), None))
+    if spec.unguided:
+        wanted += quality.samplers(loaded, counts(spec.unguided), 1.0)
+    return wanted
 
 
 def standing(folder: Path, grader: str, samples: int) -> dict[str, list[Row]]:
