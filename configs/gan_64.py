@@ -7,6 +7,7 @@ Plan:     python -m jaxgen.plan --config=gan_64 --topology=v5e:2x4
           by the chips' peaks, 19.6 ms if nothing hides what the links carry.
 """
 
+from jaxgen import config as configs
 from jaxgen.config import Data, Optimizer, Train
 from jaxgen.methods.gan import Gan
 from jaxgen.models.gan import GanConfig
@@ -27,6 +28,7 @@ config = Gan(
         patch=2,
     ),
     gamma=(1.0, 0.1),
+    shown=configs.load("gan").shown,
     train=Train(steps=40_000, batch=256, ema=0.9995, sample_every=2000, checkpoint_every=1000),
     optimizer=PLAYER,
     discriminator_optimizer=PLAYER,

@@ -23,6 +23,8 @@ config = Ladd(
     teacher_config="diffusion_64",
     data=teacher.data,
     model=teacher.model,
+    shown=teacher.shown,
+    guidance=teacher.guidance,
     drawn=Drawing(count=20_000, steps=50, guidance=teacher.guidance),
     # As in ladd.py.
     noise_mean=1.0 - math.log(teacher.model.schedule.shift * 128 / teacher.data.size),

@@ -216,6 +216,11 @@ class Experiment:
         del role
         return ""
 
+    def trains_first(self, role: str) -> bool:
+        """Whether the network of a role may be one that is to be trained first."""
+        del role
+        return True
+
     def stage(self, role: str) -> "Experiment":
         """The config that trains the network of a role which is to be trained first."""
         raise UserError(f"{self.name} trains nothing for the role {role!r}")

@@ -86,6 +86,13 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
                     name=f"{config.name}_{name}",  # two sets of pictures, two teachers
                 )
             )
+            if first.data.name != config.data.name:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"{option} {value!r} is a config that learns from {first.data.name}, and this "
+                    f"run from {config.data.name}; give {option}={TRAIN} to train it on these "
+                    "first, or the folder of a finished run"
+                )
             data = dataclasses.replace(first.data, root=config.data.root)
             first = dataclasses.replace(first, workdir=config.workdir, mesh=config.mesh, data=data)
             first.check()
@@ -95,10 +102,13 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
         else:
             folder = shipped(config.stage(name).name) if value == SHIPPED else hub.located(value)
             if not _holds_weights(folder):
+                others = f", and not {SHIPPED!r}; give one of these"
+                if config.trains_first(name):
+                    known = ", ".join(configs.known())
+                    others = f", no config ({known}), and none of {SHIPPED}, {TRAIN}"
                 raise UserError(
                     f"--{name.replace('_', '-')} {value!r} is no folder of weights or finished "
-                    f"run, no config ({', '.join(configs.known())}), and none of {SHIPPED}, {TRAIN}"
-                    f"{hub.hint(folder)}"
+                    f"run{others}{hub.hint(folder)}"
                 )
             config.accept(name, _config(folder), str(folder))
             sources[name] = folder

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_doors import STUDENT, TEACHER
 
-from jaxgen import stages, train
+from jaxgen import cli, stages, train
+from jaxgen import config as configs
 from jaxgen.errors import reported
 from jaxgen.runtime import mesh as meshes
 
@@ -40,6 +41,31 @@ def test_a_mesh_batch_or_rule_that_fits_no_stage_is_told_after_the_plan(
     before = sorted(tmp_path.rglob("*"))
     assert line in refused(train.main, "--config=student.py", *options)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "roles"), [("latent_diffusion", ["codec"]), ("add_latent_64", ["teacher", "codec"])]
+)
+def test_a_config_of_other_pictures_is_not_trained_first_unasked(
+    name: str, roles: list[str], refused
+) -> None:
+    arguments, first = [f"--config={name}", "--data.name=digits"], configs.load(name)
+    for role in roles:
+        line = refused(train.main, *arguments)
+        assert f"--{role} '{getattr(first, role)}' is a config that learns from openmoji" in line
+        assert f"and this run from digits; give --{role}=train to train it on these" in line
+        arguments.append(f"--{role}=train")
+    plan = stages.plan(cli.configured(arguments, "jaxgen.train"))
+    assert [stage.role for stage in plan] == [*reversed(roles), ""]
+    assert {stage.config.data.name for stage in plan} == {"digits"}
+    usual = [s.config.train.steps for s in stages.plan(first)]
+    assert [stage.config.train.steps for stage in plan] == usual, "as long as on its own pictures"
+
+
+def test_a_missing_run_to_start_from_offers_nothing_that_is_refused_then(refused) -> None:
+    line = refused(train.main, "--config=finetune_64")
+    assert "'runs/diffusion_64' is no folder of weights or finished run, and not 'shipped'" in line
+    assert "config (" not in line
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,9 @@ class Diffusion(Denoising):
             return super().roles()
         return {"init_from": self.init_from}  # whose weights hold the codec, if there is one
 
+    def trains_first(self, role: str) -> bool:
+        return role != "init_from"
+
     def stage(self, role: str) -> Experiment:
         """The config of the codec, or of the diffusion model that comes with jaxgen."""
         return configs.load("diffusion") if role == "init_from" else super().stage(role)

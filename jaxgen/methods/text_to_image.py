@@ -147,7 +147,9 @@ class TextToImage(Experiment):
         return {"codec": self.codec} if self.codec else {}
 
     def stage(self, role: str) -> Experiment:
-        config: Any = configs.load("vae")
+        """The config of the codec: vae_64 for one of its shape, vae for all others."""
+        wide: Any = configs.load("vae_64")
+        config: Any = wide if self.autoencoder == wide.autoencoder else configs.load("vae")
         own = {name: getattr(self, name) for name in ("data", "autoencoder", "seed", "mesh")}
         return dataclasses.replace(config, **own)
 
