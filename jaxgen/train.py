@@ -52,8 +52,7 @@ def main() -> None:
                 for stage in plan:
                     _train(stage)
             except (loop.Interrupted, KeyboardInterrupt) as stop:
-                unsaved = "interrupted; the same command goes on from the last checkpoint, if any"
-                note = str(stop) or unsaved
+                note = str(stop) or f"interrupted; {hosts.GOES_ON}"
                 code = stop.code if isinstance(stop, loop.Interrupted) else EXIT_INTERRUPTED
                 hosts.leave(code, note)
         print(f"all done in {duration(time.monotonic() - began)}")

@@ -376,7 +376,13 @@ fi
 if [[ $command =~ ^(launch|watch)$ ]]; then
   words=" ${training[*]+"${training[*]}"} "
   [[ $words == *' --config'[=\ ]* ]] || fail "which config? end the line with: -- --config=add_64"
-  [[ $words != *' --workdir'[=\ ]* ]] || fail "--workdir comes before the --, not after it"
+  for key in workdir zone project type runtime source constraints copy to tries poll on-demand delete dry-run; do
+    [[ $words != *" --$key"[=\ ]* ]] || fail "--$key comes before the --, not after it"
+  done
+  config=${words#* --config[= ]} config=${config%% *}
+  if [[ $config != *[/.]* && $source != git+* && -d $here/../configs && ! -f $here/../configs/$config.py ]]; then
+    fail "--config=$config: no such config; configs/ has them"
+  fi
 fi
 [[ -n $dry ]] || type gcloud >/dev/null 2>&1 \
   || fail "gcloud is not installed: see cloud.google.com/sdk, then run: gcloud init"

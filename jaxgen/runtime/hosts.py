@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
@@ -32,8 +33,8 @@ from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, EXIT_INTERRUPTED, UserError, m
 from jaxgen.runtime import arrivals
 
 AUTO = "auto"
-PATIENCE = 2.0  # seconds in which the main thread is to hear of Ctrl-C
-_HEARD = threading.Event()
+PATIENCE = 2.0  # seconds in which Ctrl-C is to end the process
+GOES_ON = "the same command goes on from what is saved, if anything is"
 _LOST = (
     "gloo",
     "coordination",
@@ -206,7 +207,7 @@ def loss(error: BaseException | None) -> str:
         words = _LOST if isinstance(error, jax.errors.JaxRuntimeError) else ()
         words = ("gloo",) if isinstance(error, ValueError) else words
         if any(word in told.lower() for word in words):
-            return told.splitlines()[0][:160]
+            return textwrap.shorten(told.splitlines()[0], 160, placeholder=" …")
         error = error.__cause__
     return ""
 
@@ -216,7 +217,8 @@ def told_to_go() -> Iterator[None]:
     """SIGTERM ends the process at once with EXIT_AGAIN, but where another handler is in force.
 
     Such as the training loop's, which saves. A thread sees to it, since the main one may be in the
-    compiler for minutes, which no handler interrupts. Nor does Ctrl-C: what has not heard it within
+    compiler for minutes, which no handler interrupts. Nor does Ctrl-C, whose exception Python also
+    drops where it comes in the midst of collecting garbage: what has not ended by it within
     PATIENCE seconds is ended likewise, with EXIT_INTERRUPTED. Several processes that have joined
     are told of SIGTERM by JAX, and stop together when the loop has done its next step
     (`preempted`).
@@ -226,10 +228,12 @@ def told_to_go() -> Iterator[None]:
     handlers = {signal.SIGTERM: _noted, signal.SIGINT: _interrupted}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     wakes = signal.set_wakeup_fd(write)
-    threading.Thread(target=_heed, args=(read,), daemon=True).start()
+    over = threading.Event()
+    threading.Thread(target=_heed, args=(read, over), daemon=True).start()
     try:
         yield
     finally:
+        over.set()
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakes)
@@ -241,21 +245,18 @@ def _noted(*_: Any) -> None:
 
 
 def _interrupted(number: int, frame: Any) -> None:
-    """As Python does; and the thread knows that the main one has heard."""
-    _HEARD.set()
+    """As Python does; the thread sees to it that this is heard."""
     signal.default_int_handler(number, frame)
 
 
-def _heed(signals: int) -> None:
+def _heed(signals: int, over: threading.Event) -> None:
     with open(signals, "rb", buffering=0) as stream:
         while number := stream.read(1):
             if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _noted:
-                leave(EXIT_AGAIN, "told to go; the same command goes on from what is saved")
-            if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _interrupted:
-                if not _HEARD.wait(PATIENCE):
-                    told = "interrupted; the same command goes on from what is saved"
-                    leave(EXIT_INTERRUPTED, told)
-                _HEARD.clear()
+                leave(EXIT_AGAIN, f"told to go; {GOES_ON}")
+            ours = number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _interrupted
+            if ours and not over.wait(PATIENCE):
+                leave(EXIT_INTERRUPTED, f"interrupted; {GOES_ON}")
 
 
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end
@@ -265,8 +266,9 @@ def _announce_end(which: str) -> None:
     """Has a shell say so if this process ends without a goodbye: killed, or aborted by JAX."""
     read, write = os.pipe()
     line = (
-        f"jaxgen: {which} ended abruptly: it was killed, or another one was lost or never "
-        "came; start all again with the same command: they go on from the last checkpoint"
+        f"jaxgen: {which} ended abruptly: it was killed, or, where JAX says so above, another one "
+        "was lost or never came; start all again with the same command: they go on from the last "
+        "checkpoint"
     )
     subprocess.Popen(
         ["/bin/sh", "-c", 'read -r _ || echo "$0" >&2', line], stdin=read, start_new_session=True

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxgen.runtime import hosts
+
 PROGRAM = """
 import ctypes
 import sys
@@ -59,4 +61,31 @@ def test_a_signal_while_the_train_step_compiles_ends_the_process(
     finally:
         process.kill()
         _, said = process.communicate()
-    assert f"jaxgen: {words}; the same command goes on from what is saved" in said.splitlines()
+    assert f"jaxgen: {words}; {hosts.GOES_ON}" in said.splitlines()
+
+
+DROPPED = """
+import gc
+import os
+import signal
+import time
+from jaxgen.runtime import hosts
+
+def collected(*_):
+    gc.callbacks.remove(collected)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)  # in which Python's handler raises, and the collector drops what was raised
+
+with hosts.told_to_go():
+    gc.callbacks.append(collected)
+    gc.collect()
+    print("not heard", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_ctrl_c_in_the_midst_of_collecting_garbage_is_heard_all_the_same() -> None:
+    process = subprocess.run([sys.executable, "-c", DROPPED], capture_output=True, text=True)
+    assert process.stdout == "not heard\n", "or there was nothing to mend"
+    assert process.returncode == 130
+    assert process.stderr.splitlines()[-1] == f"jaxgen: interrupted; {hosts.GOES_ON}"

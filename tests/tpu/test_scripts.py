@@ -498,6 +498,15 @@ def test_nothing_to_delete(cloud: Cloud):
             "launch box --zone=us-west4-a --workdir=gs://b -- --config=a --workdir=gs://c",
             "--workdir comes before the --",
         ),
+        (
+            "watch box --zone=us-west4-a --type=v5e-8 "
+            f"--source={COMMIT} --workdir=gs://b -- --config=add --dry-run",
+            "--dry-run comes before the --",
+        ),
+        (
+            "launch box --zone=us-west4-a --workdir=gs://b -- --seed=1 --config add_46 --seed=2",
+            "--config=add_46: no such config",
+        ),
         ("status box --zone=us-west4-a --poll=often", "--poll often: give seconds"),
     ],
 )
