@@ -15,6 +15,11 @@ EXIT_AGAIN = 75  # EX_TEMPFAIL: saved, or a host or bucket was lost; run the sam
 EXIT_INTERRUPTED = 130
 _MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there",
+    errno.EFBIG: "raise the limit (ulimit -f)",
+}
 _CLIENTS = ("gcsfs", "fsspec", "aiohttp", "requests", "google")  # of a bucket, by their modules
 _STATUSES = ("UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
 _STATUSES += ("RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED")  # as TensorStore words them
@@ -79,7 +84,8 @@ def mendable(error: Exception) -> UserError | None:
         return unusable(error, f"a bucket cannot be used ({reason})")
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS | _IN_THE_WAY:
         place = error.filename2 or error.filename or "a file of the run"
-        return UserError(f"{error.strerror}: {place}; mend that and run again")
+        remedy = _REMEDIES.get(error.errno or 0, "mend that")
+        return UserError(f"{error.strerror}: {place}; {remedy} and run again")
     return None
 
 

@@ -99,13 +99,22 @@ def test_what_is_in_the_way_in_a_run_s_folder_is_named(
 
 
 @pytest.mark.parametrize(
-    "number", [errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO]
+    ("number", "remedy"),
+    [
+        (errno.EEXIST, "mend that"),
+        (errno.ENOTDIR, "mend that"),
+        (errno.EISDIR, "mend that"),
+        (errno.ENAMETOOLONG, "mend that"),
+        (errno.EIO, "mend that"),
+        (errno.ENOSPC, "free space there"),
+        (errno.EFBIG, "raise the limit (ulimit -f)"),
+    ],
 )
 def test_what_a_disk_refuses_in_mid_run_is_one_line_that_names_the_file(
-    number: int, refused
+    number: int, remedy: str, refused
 ) -> None:
     def door() -> None:
         with reported():
             raise OSError(number, os.strerror(number), "runs/.a.partial", None, "runs/a")
 
-    assert refused(door) == f"jaxgen: {os.strerror(number)}: runs/a; mend that and run again"
+    assert refused(door) == f"jaxgen: {os.strerror(number)}: runs/a; {remedy} and run again"

@@ -110,7 +110,8 @@ def fit(
                 log.write(done, values)
                 pace = (done - clocked) / max(time.monotonic() - clock, 1e-9)
                 left = f"{duration((steps - done) / pace)} left" if pace else ""
-                bar.update(done, f"{pace * batch:.0f} images/s  {terms(values)}  {left}")
+                speed = f"{pace * batch:.0f} images/s  " if pace else ""
+                bar.update(done, f"{speed}{terms(values)}  {left}")
             if save:
                 loss = float(np.mean(since_save))
                 since_save.clear()

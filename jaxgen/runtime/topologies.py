@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,7 @@ def devices(slice_: Slice) -> list[Any]:
     options: dict[str, Any] = {"wrap": (*slice_.rings, False)[:3]}
     if max(sides) == 1:
         options["chips_per_host_bounds"] = sides
-    with _no_tpu_looked_for():
+    with _no_tpu_looked_for(), _sigterm_left_alone():
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=slice_.name, **options
         ).devices
@@ -127,6 +129,15 @@ _NO_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
 }
+
+
+@contextlib.contextmanager
+def _sigterm_left_alone() -> Iterator[None]:
+    """libtpu would otherwise answer SIGTERM, too, with the stack trace of a crash."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
