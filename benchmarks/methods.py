@@ -44,9 +44,9 @@ SIDE = 64  # pixels of a picture in the grid
 
 SPECS = (
     Spec("diffusion", "50,1", unguided="1"),
+    Spec("threshold_diffusion", "50,1"),
     Spec("flow_matching", "50,1"),
     Spec("dit", "50,1"),
-    Spec("threshold_diffusion", "50,1"),
     Spec("gan"),
     Spec("vae"),
     Spec("latent_diffusion", "50,1", unguided="1", roles=(("codec", "vae"),)),
@@ -256,7 +256,8 @@ def _grid(report: dict[str, Any], folder: Path) -> Image.Image:
     """The same captions down, the methods across."""
     titles = {"real": "real"}
     for row in report["rows"]:
-        titles.setdefault(row["method"], f"{row['method'].replace('_', ' ')}\n{row['sampler']}")
+        name = row["method"].replace("_", "\n")
+        titles.setdefault(row["method"], f"{name}\n{row['sampler']}")
     columns = []
     for name, title in titles.items():
         strip = np.asarray(Image.open(folder / f"{name}.png"))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks import check_readme, machine, methods, runs
 from benchmarks.machine import RESULTS
+from jaxgen.diffusion.sampler import Sampler
 from jaxgen.errors import UserError
 from jaxgen.metrics.measures import NAMES
 
@@ -51,6 +52,21 @@ def test_a_table_says_where_its_seconds_are_of_several_machines() -> None:
     assert "Seconds are of several machines: another, one." in methods.markdown(
         {**report, "rows": rows}
     )
+
+
+@pytest.mark.parametrize(
+    ("how", "usual", "title"),
+    [
+        ({"steps": 50, "guidance": 1.5}, Sampler(guidance=1.5), "50 steps"),
+        ({"steps": 1, "guidance": 1.0}, Sampler(guidance=1.5), "1 step, unguided"),
+        ({"steps": 4, "guidance": 1.0}, Sampler(guidance=1.0), "4 steps"),
+        (None, None, "reconstructed"),
+    ],
+)
+def test_rows_are_called_by_steps_and_by_guidance_that_is_not_the_usual(
+    how: dict[str, Any] | None, usual: Sampler | None, title: str
+) -> None:
+    assert methods._title(how, usual) == title
 
 
 def test_no_device_is_used_before_the_evaluations(

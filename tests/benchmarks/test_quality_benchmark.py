@@ -201,6 +201,12 @@ def test_what_was_evaluated_when_the_minutes_were_over_is_not_asked_for_again(
     assert [row["sampler"]["steps"] for row in rows] == [1, 1, 2, 2, 4, 4]
 
 
+def test_a_teacher_may_be_asked_for_without_guidance_too() -> None:
+    shipped = runs.stages.read(runs.stages.shipped("diffusion"))
+    found = runs.wanted_samplers(shipped, runs.Spec("diffusion", "50,1", unguided="1"))
+    assert [(how.steps, how.guidance) for how in found if how] == [(50, 1.5), (1, 1.5), (1, 1.0)]
+
+
 def test_table_and_plot_come_from_files_of_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
