@@ -172,7 +172,8 @@ LEGEND = (
     "a fresh classifier tells samples from real images. Modes: distinct nearest training images, "
     "over the most possible. Nearest: distance to the nearest training image over that of held-out "
     "pictures. Memorised: nearer to one training image than a third of the distance to the next. "
-    "Seconds were taken in evaluating, beside whatever else ran."
+    "Unguided: without guidance, where a student starts. Seconds were taken in evaluating, beside "
+    "whatever else ran."
 )
 OLDER = (
     "† By older measures, without {names}: not to be compared with the other rows by what goes by "

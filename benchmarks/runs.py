@@ -198,7 +198,8 @@ def wanted_samplers(loaded: Loaded, spec: Spec) -> list[Sampler] | list[None]:
 
     wanted: list[Any] = list(quality.samplers(loaded, counts(spec.steps), None))
     if spec.unguided:
-        wanted += quality.samplers(loaded, counts(spec.unguided), 1.0)
+        also = quality.samplers(loaded, counts(spec.unguided), 1.0)
+        wanted += [how for how in also if how not in wanted]
     return wanted
 
 

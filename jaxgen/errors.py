@@ -18,7 +18,8 @@ _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 _REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there",
-    errno.EFBIG: "raise the limit (ulimit -f)",
+    errno.EFBIG: "raise the limit (ulimit -f), or use another disk,",
+    None: "free space there",  # what does not say why mostly lacks that
 }
 _CLIENTS = ("gcsfs", "fsspec", "aiohttp", "requests", "google")  # of a bucket, by their modules
 _STATUSES = ("UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED", "DEADLINE_EXCEEDED")
@@ -84,8 +85,7 @@ def mendable(error: Exception) -> UserError | None:
         return unusable(error, f"a bucket cannot be used ({reason})")
     if isinstance(error, OSError) and error.errno in _MACHINE_FAULTS | _IN_THE_WAY:
         place = error.filename2 or error.filename or "a file of the run"
-        remedy = _REMEDIES.get(error.errno or 0, "mend that")
-        return UserError(f"{error.strerror}: {place}; {remedy} and run again")
+        return UserError(f"{error.strerror}: {place}; {remedy(error)} and run again")
     return None
 
 
@@ -122,6 +122,11 @@ def os_fault(error: BaseException) -> int | None:
     if isinstance(error, ValueError) and (code := re.search(r"os_error_code='(\d+)'", str(error))):
         return int(code[1])
     return getattr(error, "errno", None)
+
+
+def remedy(error: BaseException) -> str:
+    """What is to be done where something cannot be written."""
+    return _REMEDIES.get(os_fault(error), "mend that")
 
 
 def unusable(error: BaseException, line: str) -> UserError:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from jaxgen import config as configs
 from jaxgen import stages
-from jaxgen.errors import UserError, reported
+from jaxgen.errors import UserError, remedy, reported
 from jaxgen.exporting import forms
 from jaxgen.runtime import mesh as meshes
 
@@ -68,7 +68,7 @@ def main() -> None:
             partial.rename(out)
         except (OSError, SafetensorError) as error:
             why = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot write --out {options.out} ({why}); free space there") from None
+            raise UserError(f"cannot write --out {options.out} ({why}); {remedy(error)}") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

@@ -86,23 +86,17 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
                     name=f"{config.name}_{name}",  # two sets of pictures, two teachers
                 )
             )
-            if first.data.name != config.data.name:
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(
-                    f"{option} {value!r} is a config that learns from {first.data.name}, and this "
-                    f"run from {config.data.name}; give {option}={TRAIN} to train it on these "
-                    "first, or the folder of a finished run"
-                )
             data = dataclasses.replace(first.data, root=config.data.root)
             first = dataclasses.replace(first, workdir=config.workdir, mesh=config.mesh, data=data)
             first.check()
             config.accept(name, first, f"config {first.name}")
+            _refuse_other_pictures(config, name, first.data)
             before += plan(first, name)
             sources[name] = first.folder
         else:
             folder = shipped(config.stage(name).name) if value == SHIPPED else hub.located(value)
             if not _holds_weights(folder):
-                others = f", and not {SHIPPED!r}; give one of these"
+                others = "; train it first, or name another"
                 if config.trains_first(name):
                     known = ", ".join(configs.known())
                     others = f", no config ({known}), and none of {SHIPPED}, {TRAIN}"
@@ -114,6 +108,19 @@ def plan(config: Experiment, role: str = "") -> list[Stage]:
             sources[name] = folder
     run.refuse_other(config, methods.name(config))
     return [*before, Stage(role, config, sources)]
+
+
+def _refuse_other_pictures(config: Experiment, role: str, data: configs.Data) -> None:
+    """UserError where what is to be trained first would learn other pictures or captions."""
+    option, own = f"--{role.replace('_', '-')}", config.data
+    for field in ("name", "caption", "label"):
+        its, mine = getattr(data, field), getattr(own, field)
+        if its != mine:
+            raise UserError(
+                f"{option} {config.roles()[role]!r} is a config that learns from --data.{field} "
+                f"{its!r}, and this run from {mine!r}; give {option}={TRAIN} to train it on these "
+                "first, or the folder of a finished run"
+            )
 
 
 def _features(config: Experiment, value: str) -> Path | str:

@@ -52,20 +52,23 @@ def test_a_config_of_other_pictures_is_not_trained_first_unasked(
     arguments, first = [f"--config={name}", "--data.name=digits"], configs.load(name)
     for role in roles:
         line = refused(train.main, *arguments)
-        assert f"--{role} '{getattr(first, role)}' is a config that learns from openmoji" in line
-        assert f"and this run from digits; give --{role}=train to train it on these" in line
+        assert f"--{role} '{getattr(first, role)}' is a config that learns from --data.name" in line
+        assert f"and this run from 'digits'; give --{role}=train to train it on these" in line
         arguments.append(f"--{role}=train")
     plan = stages.plan(cli.configured(arguments, "jaxgen.train"))
     assert [stage.role for stage in plan] == [*reversed(roles), ""]
     assert {stage.config.data.name for stage in plan} == {"digits"}
-    usual = [s.config.train.steps for s in stages.plan(first)]
-    assert [stage.config.train.steps for stage in plan] == usual, "as long as on its own pictures"
+    for stage, usual in zip(plan, stages.plan(first), strict=True):
+        unlike = configs.differences(stage.config, usual.config)
+        own = {"name", "data.name", "teacher", "codec", "seed"}
+        assert own.issuperset(unlike), "trained otherwise than on its own pictures"
 
 
 def test_a_missing_run_to_start_from_offers_nothing_that_is_refused_then(refused) -> None:
     line = refused(train.main, "--config=finetune_64")
-    assert "'runs/diffusion_64' is no folder of weights or finished run, and not 'shipped'" in line
+    assert "'runs/diffusion_64' is no folder of weights or finished run; train it first" in line
     assert "config (" not in line
+    assert "shipped" not in line, "whose networks are smaller"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_what_is_in_the_way_in_a_run_s_folder_is_named(
         (errno.ENAMETOOLONG, "mend that"),
         (errno.EIO, "mend that"),
         (errno.ENOSPC, "free space there"),
-        (errno.EFBIG, "raise the limit (ulimit -f)"),
+        (errno.EFBIG, "raise the limit (ulimit -f), or use another disk,"),
     ],
 )
 def test_what_a_disk_refuses_in_mid_run_is_one_line_that_names_the_file(

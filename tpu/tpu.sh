@@ -376,12 +376,12 @@ fi
 if [[ $command =~ ^(launch|watch)$ ]]; then
   words=" ${training[*]+"${training[*]}"} "
   [[ $words == *' --config'[=\ ]* ]] || fail "which config? end the line with: -- --config=add_64"
-  for key in workdir zone project type runtime source constraints copy to tries poll on-demand delete dry-run; do
+  for key in workdir zone project type runtime source constraints copy tries poll on-demand delete dry-run; do
     [[ $words != *" --$key"[=\ ]* ]] || fail "--$key comes before the --, not after it"
   done
-  config=${words#* --config[= ]} config=${config%% *}
-  if [[ $config != *[/.]* && $source != git+* && -d $here/../configs && ! -f $here/../configs/$config.py ]]; then
-    fail "--config=$config: no such config; configs/ has them"
+  config=${words##* --config[= ]} config=${config%% *}
+  if [[ $config != *[/.]* && $source == *.whl && -d $here/../configs && ! -f $here/../configs/$config.py ]]; then
+    fail "--config=$config: no such config; give one of configs/"
   fi
 fi
 [[ -n $dry ]] || type gcloud >/dev/null 2>&1 \

@@ -24,7 +24,8 @@ from jaxgen.state import Batch, State, own
 class Distilled(TextToImage):
     teacher: str = "shipped"
     """shipped (trained weights that come with jaxgen), train (train them first, on the --codec if
-    there is one), the name of a config to train, or a folder of weights such as a finished run."""
+    there is one), the name of a config of the same pictures to train, or a folder of weights such
+    as a finished run."""
     teacher_config: str = "diffusion"
     """The config that trains the teacher, and by which the shipped one was trained. Its data and
     --model are this run's; which network that is, what it predicts and the kind of its schedule

@@ -44,8 +44,9 @@ class TextToImage(Experiment):
     model: Denoiser = Denoiser()
     codec: str = ""
     """What turns pixels into the codes that are diffused: train (train it first), the name of a
-    config to train, or the folder of a vae run or of published weights; empty: pixels themselves
-    are diffused. Beside a teacher or weights to start from it is theirs, and may name no other."""
+    config of the same pictures to train, or the folder of a vae run or of published weights; empty:
+    pixels themselves are diffused. Beside a teacher or weights to start from it is theirs, and may
+    name no other."""
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     """The shape of that codec; of no use without one."""
     guidance: float = 3.0
@@ -149,9 +150,11 @@ class TextToImage(Experiment):
     def stage(self, role: str) -> Experiment:
         """The config of the codec: vae_64 for one of its shape, vae for all others."""
         wide: Any = configs.load("vae_64")
-        config: Any = wide if self.autoencoder == wide.autoencoder else configs.load("vae")
-        own = {name: getattr(self, name) for name in ("data", "autoencoder", "seed", "mesh")}
-        return dataclasses.replace(config, **own)
+        is_wide = weighed(self.autoencoder) == weighed(wide.autoencoder)
+        config: Any = wide if is_wide else configs.load("vae")
+        own = {name: getattr(self, name) for name in ("autoencoder", "seed", "mesh")}
+        data = dataclasses.replace(self.data, flip=config.data.flip)
+        return dataclasses.replace(config, data=data, **own)
 
     def accept(self, role: str, other: Any, where: str) -> None:
         if role != "codec":

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy, save_decision_policy
 
 from jaxgen import storage
-from jaxgen.errors import UserError, fails_the_machine, os_fault, trouble, unusable
+from jaxgen.errors import UserError, fails_the_machine, os_fault, remedy, trouble, unusable
 from jaxgen.runtime import hosts
 from jaxgen.state import State
 
@@ -190,7 +190,7 @@ class Checkpoints:
             )
             if trouble(error):
                 raise unusable(error, line) from error
-            raise UserError(f"{line}; free space there and run again") from error
+            raise UserError(f"{line}; {remedy(error)} and run again") from error
 
 
 def saved(folder: Path) -> list[int]:

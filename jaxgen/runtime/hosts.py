@@ -33,8 +33,9 @@ from jaxgen.errors import EXIT_AGAIN, EXIT_FAULT, EXIT_INTERRUPTED, UserError, m
 from jaxgen.runtime import arrivals
 
 AUTO = "auto"
-PATIENCE = 2.0  # seconds in which Ctrl-C is to end the process
+PATIENCE = 2.0  # seconds in which the main thread is to hear of Ctrl-C
 GOES_ON = "the same command goes on from what is saved, if anything is"
+_HEARD = threading.Event()
 _LOST = (
     "gloo",
     "coordination",
@@ -217,10 +218,10 @@ def told_to_go() -> Iterator[None]:
     """SIGTERM ends the process at once with EXIT_AGAIN, but where another handler is in force.
 
     Such as the training loop's, which saves. A thread sees to it, since the main one may be in the
-    compiler for minutes, which no handler interrupts. Nor does Ctrl-C, whose exception Python also
-    drops where it comes in the midst of collecting garbage: what has not ended by it within
-    PATIENCE seconds is ended likewise, with EXIT_INTERRUPTED. Several processes that have joined
-    are told of SIGTERM by JAX, and stop together when the loop has done its next step
+    compiler for minutes, which no handler interrupts. Nor does Ctrl-C: what has not heard it within
+    PATIENCE seconds is ended likewise, with EXIT_INTERRUPTED, and so is one that hears it in the
+    midst of collecting garbage, where Python drops the exception. Several processes that have
+    joined are told of SIGTERM by JAX, and stop together when the loop has done its next step
     (`preempted`).
     """
     read, write = os.pipe()
@@ -228,12 +229,12 @@ def told_to_go() -> Iterator[None]:
     handlers = {signal.SIGTERM: _noted, signal.SIGINT: _interrupted}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     wakes = signal.set_wakeup_fd(write)
-    over = threading.Event()
-    threading.Thread(target=_heed, args=(read, over), daemon=True).start()
+    dropped, sys.unraisablehook = sys.unraisablehook, _dropped
+    threading.Thread(target=_heed, args=(read,), daemon=True).start()
     try:
         yield
     finally:
-        over.set()
+        sys.unraisablehook = dropped
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakes)
@@ -245,18 +246,27 @@ def _noted(*_: Any) -> None:
 
 
 def _interrupted(number: int, frame: Any) -> None:
-    """As Python does; the thread sees to it that this is heard."""
+    """As Python does; and the thread knows that the main one has heard."""
+    _HEARD.set()
     signal.default_int_handler(number, frame)
 
 
-def _heed(signals: int, over: threading.Event) -> None:
+def _dropped(unraisable: Any) -> None:
+    """What Python calls where it goes on in spite of an exception."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        leave(EXIT_INTERRUPTED, f"interrupted; {GOES_ON}")
+    sys.__unraisablehook__(unraisable)
+
+
+def _heed(signals: int) -> None:
     with open(signals, "rb", buffering=0) as stream:
         while number := stream.read(1):
             if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _noted:
                 leave(EXIT_AGAIN, f"told to go; {GOES_ON}")
             ours = number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _interrupted
-            if ours and not over.wait(PATIENCE):
+            if ours and not _HEARD.wait(PATIENCE):
                 leave(EXIT_INTERRUPTED, f"interrupted; {GOES_ON}")
+            _HEARD.clear()
 
 
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end

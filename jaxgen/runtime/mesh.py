@@ -38,8 +38,8 @@ def prepare(batch: int, cache: Path | None = None) -> None:
     devices = max(n for n in range(1, (cores or 1) + 1) if batch % n == 0)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
-    # A disk that is full fails the run, which says so, or has room for all but that.
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    # A full disk fails the run as well, which says so, unless only this does not fit.
+    warnings.filterwarnings("ignore", "Error writing persistent .*(No space|Disk quota)")
     if cache is not None and jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         place = cache if storage.is_remote(cache) else cache.absolute()
         jax.config.update("jax_compilation_cache_dir", str(place))

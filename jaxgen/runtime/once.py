@@ -15,7 +15,7 @@ from jaxtyping import Int
 from jaxgen import storage
 from jaxgen.data.pipeline import Shared
 from jaxgen.data.source import Images, Source, digest
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, remedy
 from jaxgen.runtime import mesh as meshes
 from jaxgen.state import Once
 
@@ -130,4 +130,4 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}); free space there") from None
+        raise UserError(f"cannot write to {folder} ({error.strerror}); {remedy(error)}") from None

@@ -135,9 +135,11 @@ _NO_TPU = {
 def _sigterm_left_alone() -> Iterator[None]:
     """libtpu would otherwise answer SIGTERM, too, with the stack trace of a crash."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread() and before is not None:
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

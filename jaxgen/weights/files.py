@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxgen import storage
-from jaxgen.errors import UserError, trouble
+from jaxgen.errors import UserError, remedy, trouble
 
 ROWS, VALUES = "#rows", "#values"
 _POINTER = b"version https://git-lfs"
@@ -46,7 +46,7 @@ def save(
             save_file(flat, partial, {key: str(value) for key, value in metadata.items()})
             partial.chmod(0o644)  # safetensors makes files that only their owner can read
     except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot write {path} ({error}); free space there and run again") from None
+        raise UserError(f"cannot write {path} ({error}); {remedy(error)} and run again") from None
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

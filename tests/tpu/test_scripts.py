@@ -504,13 +504,15 @@ def test_nothing_to_delete(cloud: Cloud):
             "--dry-run comes before the --",
         ),
         (
-            "launch box --zone=us-west4-a --workdir=gs://b -- --seed=1 --config add_46 --seed=2",
+            "watch box --zone=us-west4-a --type=v5e-8 --source=a.whl --workdir=gs://b "
+            "-- --config=add --config add_46 --seed=2",
             "--config=add_46: no such config",
         ),
         ("status box --zone=us-west4-a --poll=often", "--poll often: give seconds"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(tmp_path: Path, words: str, named: str):
+    (tmp_path / "a.whl").touch()
     done = subprocess.run(
         ["bash", str(ROOT / "tpu/tpu.sh"), *shlex.split(words)],
         cwd=tmp_path,
