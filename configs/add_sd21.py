@@ -6,7 +6,8 @@ Command:  python -m jaxgen.train --config=add_sd21 --teacher=FOLDER --data.name=
 Hardware: meant for a TPU slice such as v5e:4x4, or for several GPUs; on none has it been trained.
           Its batch of 128 is 8 images a chip there, with learning rates that were never tried at
           it. On fewer or smaller devices lower --train.batch, and let --train.accumulate gather
-          as many.
+          as many. From 16 chips on --mesh.data=-1 --mesh.fsdp=4 has links carry a fifth less on
+          paper (docs/measures.md); as it is, any number of devices is taken.
 Plan:     python -m jaxgen.plan --config=add_sd21 --topology=v5e:4x4 --quick
           says that it fits: at most 14.16 of 15.75 GiB a chip. By the chips' peaks its
           program's step takes 507 ms, 583 ms if nothing hides what the links carry; to draw its
