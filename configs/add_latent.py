@@ -12,7 +12,7 @@ Plan:     python -m jaxgen.plan --config=add_latent --topology=v5e:2x2 --quick
           grids, 12 images at once, takes at most 0.17 GiB.
 Time:     30 minutes beside other work, without the two (cpu-2/add_latent_train.log).
 Result:   to the eye one step draws most of what its teacher's 50 do; Fréchet distance 10.5,
-          theirs 7.8, of its teacher's one step 15.6 guided, 23.9 not (docs/methods.md).
+          theirs 7.8, its teacher's one step 15.6 guided and 23.9 unguided (docs/methods.md).
 """
 
 import dataclasses

@@ -8,7 +8,8 @@ Plan:     python -m jaxgen.plan --config=ladd --topology=v5e:2x2 --quick
           grids, 12 images at once, takes at most 0.14 GiB.
 Time:     16 minutes for 334 steps on a shared core, drawing included, on the 274 pictures of
           --data.name=openmoji:smileys-emotion,food-drink (cpu-2/ladd_train.log).
-Result:   there, Fréchet distance 9.0 at one step, where its teacher has 12.5 guided (docs/methods.md).
+Result:   there, Fréchet distance 9.0 at one step, where its teacher has 12.5 at one guided step
+          (docs/methods.md).
 """
 
 import math
