@@ -146,7 +146,7 @@ def test_a_report_half_written_goes_on(
 ) -> None:
     path = tmp_path / "latency_micro.json"
     both = dataclasses.replace(OPTIONS, batches=(BATCH, 4))
-    assert measured(subject, path, 0.005, both) == 6  # the parts of the second batch
+    assert measured(subject, path, 0.5, both) == 6  # the parts of the second batch
     assert len(counted) == 9
     assert len(reports.read(path, "latency")["measured"]) == 9
     assert measured(subject, path, 1e6, both) == 0
