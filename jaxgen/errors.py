@@ -18,7 +18,7 @@ _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 _REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space there",
-    errno.EFBIG: "raise the limit (ulimit -f), or use another disk,",
+    errno.EFBIG: "raise the limit (ulimit -f) or use another disk",
     None: "free space there",  # what does not say why mostly lacks that
 }
 _CLIENTS = ("gcsfs", "fsspec", "aiohttp", "requests", "google")  # of a bucket, by their modules

@@ -110,7 +110,7 @@ def test_what_is_in_the_way_in_a_run_s_folder_is_named(
         (errno.ENAMETOOLONG, "mend that"),
         (errno.EIO, "mend that"),
         (errno.ENOSPC, "free space there"),
-        (errno.EFBIG, "raise the limit (ulimit -f), or use another disk,"),
+        (errno.EFBIG, "raise the limit (ulimit -f) or use another disk"),
     ],
 )
 def test_what_a_disk_refuses_in_mid_run_is_one_line_that_names_the_file(

@@ -263,10 +263,11 @@ def _heed(signals: int) -> None:
         while number := stream.read(1):
             if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is _noted:
                 leave(EXIT_AGAIN, f"told to go; {GOES_ON}")
-            ours = number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _interrupted
-            if ours and not _HEARD.wait(PATIENCE):
-                leave(EXIT_INTERRUPTED, f"interrupted; {GOES_ON}")
-            _HEARD.clear()
+            if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is _interrupted:
+                heard = _HEARD.wait(PATIENCE)
+                _HEARD.clear()  # by no other signal, which may come between handler and thread
+                if not heard:
+                    leave(EXIT_INTERRUPTED, f"interrupted; {GOES_ON}")
 
 
 _ENDS: list[int] = []  # the write end of the pipe to the shell that announces an abrupt end
